@@ -1,0 +1,5 @@
+//! Prints the CustomResourceDefinition that `deploy/` ships.
+
+fn main() {
+    print!("{}", quarry_crds::node_local_storage::manifest());
+}

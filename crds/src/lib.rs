@@ -1,0 +1,21 @@
+//! Quarry's API types and every decision that can be made without I/O.
+//!
+//! Manager and extender share this library, so that what the extender predicts is what the manager does. It holds no
+//! Kubernetes client, no runtime and no file system; the data flow of `docs/architecture.md` names each file.
+
+pub mod capacity;
+pub mod claim;
+pub mod conditions;
+pub mod disk;
+pub mod extents;
+pub mod labels;
+pub mod names;
+pub mod node_local_storage;
+pub mod persistent_volume;
+pub mod placement;
+pub mod quantity;
+pub mod storage_class;
+pub mod tags;
+
+pub use extents::{Bytes, ExtentSize, Extents};
+pub use node_local_storage::NodeLocalStorage;

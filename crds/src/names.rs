@@ -1,0 +1,191 @@
+//! Every name that Quarry shares with Kubernetes and LVM, in one place.
+
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+/// The provisioner that a StorageClass of ours names; also a legal CSIDriver name (no slash, under 64 characters).
+pub const PROVISIONER: &str = "lvm.quarry.dev";
+/// The field manager under which the manager writes what it owns in a NodeLocalStorage.
+pub const FIELD_MANAGER: &str = "quarry-manager";
+/// Component that events of the manager come from.
+pub const EVENT_COMPONENT: &str = "quarry-manager";
+
+/// Written on a claim by kube-scheduler, removed by the manager that could not serve it. Value: a node's name.
+pub const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
+/// Written on a claim by kube-controller-manager: "please provision". Value: a provisioner's name.
+pub const STORAGE_PROVISIONER: &str = "volume.kubernetes.io/storage-provisioner";
+/// Legacy form of [`STORAGE_PROVISIONER`], still written beside it.
+pub const BETA_STORAGE_PROVISIONER: &str = "volume.beta.kubernetes.io/storage-provisioner";
+/// Legacy form of a claim's class; takes precedence over `spec.storageClassName`.
+pub const BETA_STORAGE_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
+/// On a PersistentVolume: which provisioner made it, so that the volume controller leaves its deletion to us.
+pub const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
+/// The label that a PersistentVolume's node affinity matches; its value can differ from the node's name.
+pub const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
+
+/// Finalizer on each of our PersistentVolumes: held until its logical volume is gone.
+pub const VOLUME_FINALIZER: &str = "quarry.dev/logical-volume";
+/// Label on PersistentVolumes and NodeLocalStorages: the node they belong to, as [`crate::labels::value`] writes it.
+pub const NODE_LABEL: &str = "quarry.dev/node";
+/// Label on NodeLocalStorages: the StorageClass they come from, as [`crate::labels::value`] writes it.
+pub const CLASS_LABEL: &str = "quarry.dev/storage-class";
+/// Annotation on PersistentVolumes: the name of the node that holds the logical volume.
+pub const NODE_ANNOTATION: &str = "quarry.dev/node";
+/// Annotation on PersistentVolumes: the name of the volume group.
+pub const VOLUME_GROUP_ANNOTATION: &str = "quarry.dev/volume-group";
+/// Annotation on PersistentVolumes: the UUID of the volume group, under which capacity is accounted.
+pub const VOLUME_GROUP_UUID_ANNOTATION: &str = "quarry.dev/volume-group-uuid";
+
+/// Longest name that we give a volume group: leaves room for `pvc-<uid>` in a device-mapper name.
+pub const VOLUME_GROUP_NAME_MAX: usize = 60;
+
+/// The name of the logical volume, and of the PersistentVolume, of a claim.
+#[must_use]
+pub fn volume_name(claim_uid: &str) -> String {
+    format!("pvc-{claim_uid}")
+}
+
+/// The claim UID in a name made by [`volume_name`].
+#[must_use]
+pub fn claim_uid_of_volume(name: &str) -> Option<&str> {
+    name.strip_prefix("pvc-").filter(|uid| !uid.is_empty())
+}
+
+/// The device path of a logical volume, as it is written into a PersistentVolume.
+#[must_use]
+pub fn device_path(volume_group: &str, logical_volume: &str) -> String {
+    format!("/dev/{volume_group}/{logical_volume}")
+}
+
+/// The name of the NodeLocalStorage of a class on a node: `<class>.<node>`, shortened with a hash beyond the 253
+/// characters that Kubernetes allows.
+#[must_use]
+pub fn node_local_storage_name(class: &str, node: &str) -> String {
+    let name = format!("{class}.{node}");
+    if name.len() <= 253 {
+        return name;
+    }
+    let digest = Sha256::digest(name.as_bytes());
+    let short: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let head: String = name.chars().take(253 - 17).collect();
+    format!("{}-{short}", head.trim_end_matches(['.', '-']))
+}
+
+/// Why a text cannot name a volume group.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum VolumeGroupNameError {
+    /// Nothing was given.
+    #[error("is empty; give a name such as \"fast\"")]
+    Empty,
+    /// Longer than [`VOLUME_GROUP_NAME_MAX`].
+    #[error("has {0} characters; use at most {VOLUME_GROUP_NAME_MAX}")]
+    TooLong(usize),
+    /// LVM accepts letters, digits and `+ _ . -` only.
+    #[error("contains {0:?}; use letters, digits, and + _ . - only")]
+    Character(char),
+    /// LVM refuses a leading hyphen and the names `.` and `..`.
+    #[error("is not allowed by LVM: it may not be \".\" or \"..\" nor start with \"-\"")]
+    Reserved,
+    /// A volume group's directory would collide with something under /dev.
+    #[error("would collide with /dev/{0}; choose another name with the parameter volumeGroup")]
+    Device(String),
+}
+
+/// Names under /dev of every Linux system; a volume group of that name could not have its directory there.
+const DEVICE_NAMES: &[&str] = &[
+    "block",
+    "bus",
+    "char",
+    "cpu",
+    "disk",
+    "dma_heap",
+    "dri",
+    "fd",
+    "full",
+    "fuse",
+    "hugepages",
+    "input",
+    "kmsg",
+    "kvm",
+    "log",
+    "loop-control",
+    "mapper",
+    "mem",
+    "mqueue",
+    "net",
+    "null",
+    "port",
+    "ppp",
+    "ptmx",
+    "pts",
+    "random",
+    "rtc",
+    "shm",
+    "snd",
+    "stderr",
+    "stdin",
+    "stdout",
+    "tty",
+    "urandom",
+    "vfio",
+    "watchdog",
+    "zero",
+];
+
+/// Checks that a text can name a volume group (lvm(8), "Valid names").
+///
+/// # Errors
+/// Says what is wrong with the name and what to do.
+pub fn check_volume_group_name(name: &str) -> Result<(), VolumeGroupNameError> {
+    if name.is_empty() {
+        return Err(VolumeGroupNameError::Empty);
+    }
+    if let Some(bad) = name
+        .chars()
+        .find(|c| !(c.is_ascii_alphanumeric() || "+_.-".contains(*c)))
+    {
+        return Err(VolumeGroupNameError::Character(bad));
+    }
+    if name.len() > VOLUME_GROUP_NAME_MAX {
+        return Err(VolumeGroupNameError::TooLong(name.len()));
+    }
+    if name == "." || name == ".." || name.starts_with('-') {
+        return Err(VolumeGroupNameError::Reserved);
+    }
+    if DEVICE_NAMES.contains(&name) {
+        return Err(VolumeGroupNameError::Device(name.to_owned()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_volumes_carry_the_claim() {
+        assert_eq!(volume_name("u-1"), "pvc-u-1");
+        assert_eq!(claim_uid_of_volume("pvc-u-1"), Some("u-1"));
+        assert_eq!(claim_uid_of_volume("pvc-"), None);
+        assert_eq!(claim_uid_of_volume("other"), None);
+    }
+
+    #[test]
+    fn long_storage_names_stay_legal_and_distinct() {
+        let (a, b) = ("a".repeat(253), "b".repeat(253));
+        let first = node_local_storage_name(&a, &a);
+        assert!(first.len() <= 253);
+        assert_ne!(first, node_local_storage_name(&a, &b));
+        assert_eq!(node_local_storage_name("fast", "w1"), "fast.w1");
+    }
+
+    #[test]
+    fn volume_group_names() {
+        for good in ["fast", "a", "A_b+c.d-1"] {
+            assert_eq!(check_volume_group_name(good), Ok(()), "{good}");
+        }
+        for bad in ["", "-a", ".", "..", "a b", "a/b", "é", "shm", "mapper", &"x".repeat(61)] {
+            assert!(check_volume_group_name(bad).is_err(), "{bad}");
+        }
+    }
+}

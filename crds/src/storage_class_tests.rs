@@ -1,0 +1,208 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn class(parameters: &[(&str, &str)]) -> StorageClass {
+    StorageClass {
+        provisioner: PROVISIONER.to_owned(),
+        metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
+            name: Some("fast".to_owned()),
+            ..Default::default()
+        },
+        parameters: Some(
+            parameters
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect(),
+        ),
+        ..Default::default()
+    }
+}
+
+const NODES: &str = r#"[{"names": ["w1", "w2"], "disks": ["/dev/disk/by-id/a", {"path": "/dev/disk/by-id/b"}]},
+    {"selector": {"matchLabels": {"pool": "nvme"}}, "disks": [{"model": "Amazon EC2 NVMe Instance Storage"}]}]"#;
+
+fn errors(parameters: &[(&str, &str)]) -> String {
+    ClassParameters::of(&class(parameters))
+        .expect_err("must be refused")
+        .to_string()
+}
+
+#[test]
+fn the_class_of_the_design() {
+    let read = ClassParameters::of(&class(&[("nodes", NODES), ("fsType", "xfs")])).expect("valid");
+    assert_eq!(read.volume_group, "fast");
+    assert_eq!(read.fs_type, FsType::Xfs);
+    assert_eq!(read.scoring, Scoring::Spread);
+    assert_eq!(read.volume_group_policy, VolumeGroupPolicy::Retain);
+    let none = BTreeMap::new();
+    let nvme = BTreeMap::from([("pool".to_owned(), "nvme".to_owned())]);
+    assert_eq!(read.disks_of("w1", &none).map(|d| d.len()), Some(2));
+    assert_eq!(read.disks_of("w1", &nvme).map(|d| d.len()), Some(3));
+    assert_eq!(read.disks_of("w9", &none), None);
+    assert_eq!(
+        read.disks_of("w9", &nvme),
+        Some(vec![&DiskSelector::Model(
+            "Amazon EC2 NVMe Instance Storage".to_owned()
+        )])
+    );
+}
+
+#[test]
+fn alias_of_the_file_system() {
+    let read = ClassParameters::of(&class(&[("nodes", NODES), ("csi.storage.k8s.io/fstype", "btrfs")]));
+    assert_eq!(read.expect("valid").fs_type, FsType::Btrfs);
+    let both = errors(&[
+        ("nodes", NODES),
+        ("csi.storage.k8s.io/fstype", "btrfs"),
+        ("fsType", "xfs"),
+    ]);
+    assert!(both.contains("contradicts"), "{both}");
+}
+
+#[test]
+fn each_mistake_names_field_value_and_remedy() {
+    for (parameters, field, value, remedy) in [
+        (
+            vec![("nodes", NODES), ("fstype", "xfs")],
+            "parameters.fstype",
+            "is not a parameter",
+            "fsType",
+        ),
+        (
+            vec![("nodes", NODES), ("fsType", "ntfs")],
+            "parameters.fsType",
+            "\"ntfs\"",
+            "ext4, xfs, btrfs",
+        ),
+        (
+            vec![("nodes", NODES), ("scoring", "best")],
+            "parameters.scoring",
+            "\"best\"",
+            "spread, binpack",
+        ),
+        (
+            vec![("nodes", NODES), ("volumeGroup", "a b")],
+            "parameters.volumeGroup",
+            "\"a b\"",
+            "letters",
+        ),
+        (
+            vec![("nodes", NODES), ("volumeGroup", "")],
+            "parameters.volumeGroup",
+            "empty",
+            "give a name",
+        ),
+        (
+            vec![("nodes", NODES), ("allowUnstableNames", "yes")],
+            "parameters.allowUnstableNames",
+            "\"yes\"",
+            "true",
+        ),
+        (vec![], "parameters.nodes", "missing", "for example"),
+        (vec![("nodes", "[{]")], "parameters.nodes", "JSON", "for example"),
+        (vec![("nodes", "[]")], "parameters.nodes", "[]", "for example"),
+        (
+            vec![("nodes", r#"[{"disks": ["/dev/a"]}]"#)],
+            "nodes[0]",
+            "names no node",
+            "selector",
+        ),
+        (
+            vec![("nodes", r#"[{"names": ["a"], "disks": []}]"#)],
+            "nodes[0].disks",
+            "[]",
+            "paths",
+        ),
+        (
+            vec![("nodes", r#"[{"names": ["a"]}]"#)],
+            "parameters.nodes",
+            "disks",
+            "for example",
+        ),
+        (
+            vec![("nodes", r#"[{"names": [""], "disks": ["/dev/a"]}]"#)],
+            "nodes[0].names[0]",
+            "\"\"",
+            "name",
+        ),
+        (
+            vec![("nodes", r#"[{"names": ["a"], "disks": ["/etc/passwd"]}]"#)],
+            "disks[0]",
+            "/etc/passwd",
+            "/dev",
+        ),
+        (
+            vec![("nodes", r#"[{"names": ["a"], "disks": ["/dev/../etc"]}]"#)],
+            "disks[0]",
+            "/dev/../etc",
+            "without",
+        ),
+        (
+            vec![("nodes", r#"[{"names": ["a"], "disks": ["/dev/a", "/dev/a"]}]"#)],
+            "disks[1]",
+            "/dev/a",
+            "twice",
+        ),
+        (
+            vec![("nodes", r#"[{"names": ["a"], "disks": [{"model": ""}]}]"#)],
+            "disks[0]",
+            "model",
+            "lsblk",
+        ),
+        (
+            vec![("nodes", r#"[{"names": ["a"], "disks": [{"size": "1Gi"}]}]"#)],
+            "nodes",
+            "path",
+            "model",
+        ),
+        (
+            vec![("nodes", r#"[{"selector": {}, "disks": ["/dev/a"]}]"#)],
+            "selector",
+            "every node",
+            "matchLabels",
+        ),
+        (
+            vec![(
+                "nodes",
+                r#"[{"selector": {"matchLabel": {"a": "b"}}, "disks": ["/dev/a"]}]"#,
+            )],
+            "nodes",
+            "matchLabel",
+            "matchLabels",
+        ),
+    ] {
+        let text = errors(&parameters);
+        for part in [field, value, remedy] {
+            assert!(text.contains(part), "{parameters:?}: {text:?} lacks {part:?}");
+        }
+    }
+}
+
+#[test]
+fn all_mistakes_at_once() {
+    let text = errors(&[("fsType", "ntfs"), ("volumeGroup", "-x"), ("colour", "red")]);
+    for part in ["ntfs", "volumeGroup", "colour", "nodes"] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn a_class_name_that_cannot_name_a_group_asks_for_the_parameter() {
+    let mut long = class(&[("nodes", NODES)]);
+    long.metadata.name = Some("a".repeat(100));
+    let text = ClassParameters::of(&long).expect_err("too long").to_string();
+    assert!(text.contains("the name of the class"), "{text}");
+}
+
+proptest! {
+    #[test]
+    fn never_panics(nodes in "\\PC*", key in "\\PC*", value in "\\PC*") {
+        let _ = ClassParameters::of(&class(&[("nodes", &nodes), (&key, &value)]));
+    }
+
+    #[test]
+    fn json_near_misses_never_panic(nodes in r#"\[(\{("names"|"selector"|"disks"): ?(\[("a"|1|\{\})?\]|\{\}|null),? ?){0,3}\}?\]"#) {
+        let _ = ClassParameters::of(&class(&[("nodes", &nodes)]));
+    }
+}
