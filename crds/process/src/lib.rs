@@ -1,1 +1,3 @@
-//! Placeholder.
+//! What both programs serve and need as processes.
+
+pub mod events;
