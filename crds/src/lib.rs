@@ -13,9 +13,11 @@ pub mod names;
 pub mod node_local_storage;
 pub mod persistent_volume;
 pub mod placement;
+pub mod provisioning;
 pub mod quantity;
 pub mod storage_class;
 pub mod tags;
+pub mod volume_group;
 
 pub use extents::{Bytes, ExtentSize, Extents};
 pub use node_local_storage::NodeLocalStorage;

@@ -1,1 +1,287 @@
-//! (being written)
+//! The LVM tags that make logical volumes and volume groups ours, and that carry what must survive a restart.
+//!
+//! A logical volume with its tags is the truth about a volume; nothing else is stored. Tags are set by the same command
+//! that makes the volume, so there is no moment in which one of ours has none. A set of tags without `quarry.version`,
+//! or of another version, is not ours to touch.
+
+use thiserror::Error;
+
+/// The tag of every volume group and logical volume of this version of the tags.
+pub const VERSION_TAG: &str = "quarry.version=1";
+/// What the version tag starts with, whatever the version.
+const VERSION_KEY: &str = "quarry.version";
+/// Longest tag that LVM accepts, in bytes.
+pub const TAG_MAX: usize = 1024;
+
+macro_rules! tag_value {
+    ($(#[$outer:meta])* $name:ident { $($(#[$inner:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$outer])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$inner])* $variant),+ }
+
+        impl $name {
+            /// As it is written in a tag.
+            #[must_use]
+            pub const fn text(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+
+            /// As it is read from a tag; `None` for an unknown text.
+            #[must_use]
+            pub fn from_text(text: &str) -> Option<Self> {
+                match text { $($text => Some(Self::$variant),)+ _ => None }
+            }
+        }
+    };
+}
+
+tag_value! {
+    /// How far a logical volume has come.
+    VolumeState {
+        /// Made, but perhaps neither wiped nor handed out yet.
+        Creating = "creating",
+        /// Wiped, and its PersistentVolume exists or existed.
+        Ready = "ready",
+        /// To be wiped and removed; its space is not free before that.
+        Deleting = "deleting",
+    }
+}
+
+tag_value! {
+    /// How a logical volume is made free of old data.
+    Wipe {
+        /// Signatures of file systems and the like are erased, other blocks stay.
+        Signatures = "signatures",
+        /// All blocks are discarded, then signatures are erased.
+        Discard = "discard",
+        /// All blocks are written with zeros.
+        Zero = "zero",
+    }
+}
+
+tag_value! {
+    /// How a pod sees the volume.
+    VolumeMode {
+        /// With a file system, made by kubelet.
+        Filesystem = "filesystem",
+        /// As a raw block device.
+        Block = "block",
+    }
+}
+
+/// The tags of a logical volume of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeTags {
+    /// UID of the PersistentVolumeClaim that it was made for.
+    pub claim_uid: String,
+    /// Name of the StorageClass that it was made by.
+    pub class: String,
+    /// How far it has come.
+    pub state: VolumeState,
+    /// How it is wiped.
+    pub wipe: Wipe,
+    /// How a pod sees it.
+    pub mode: VolumeMode,
+}
+
+impl VolumeTags {
+    /// Reads the tags of a logical volume. `None` unless it is ours: exactly one version tag, of this version, and each
+    /// of our other tags exactly once with a known value. Foreign tags are ignored.
+    #[must_use]
+    pub fn parse(tags: &[String]) -> Option<Self> {
+        if !is_ours(tags) {
+            return None;
+        }
+        let claim_uid = single(tags, "quarry.pvc-uid")?;
+        let class = single(tags, "quarry.class")?;
+        if claim_uid.is_empty() || class.is_empty() {
+            return None;
+        }
+        Some(Self {
+            claim_uid: claim_uid.to_owned(),
+            class: class.to_owned(),
+            state: VolumeState::from_text(single(tags, "quarry.state")?)?,
+            wipe: Wipe::from_text(single(tags, "quarry.wipe")?)?,
+            mode: VolumeMode::from_text(single(tags, "quarry.mode")?)?,
+        })
+    }
+
+    /// The tags to set on the logical volume.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<String> {
+        vec![
+            VERSION_TAG.to_owned(),
+            format!("quarry.pvc-uid={}", self.claim_uid),
+            format!("quarry.class={}", self.class),
+            self.state.tag(),
+            format!("quarry.wipe={}", self.wipe.text()),
+            format!("quarry.mode={}", self.mode.text()),
+        ]
+    }
+}
+
+impl VolumeState {
+    /// The tag of this state.
+    #[must_use]
+    pub fn tag(self) -> String {
+        format!("quarry.state={}", self.text())
+    }
+
+    /// The tags to add and to delete so that a volume which is in any state comes into this one.
+    #[must_use]
+    pub fn change(self) -> (Vec<String>, Vec<String>) {
+        let others = [Self::Creating, Self::Ready, Self::Deleting]
+            .into_iter()
+            .filter(|other| *other != self);
+        (vec![self.tag()], others.map(Self::tag).collect())
+    }
+}
+
+/// Whether the tags of a volume group or a logical volume say that it is ours, and of a version known here.
+#[must_use]
+pub fn is_ours(tags: &[String]) -> bool {
+    let mut versions = tags.iter().filter(|tag| key(tag) == VERSION_KEY);
+    versions.next().is_some_and(|tag| tag == VERSION_TAG) && versions.next().is_none()
+}
+
+/// Whether the tags are of Quarry, but of a version unknown here: left alone.
+#[must_use]
+pub fn is_unknown_version(tags: &[String]) -> bool {
+    tags.iter().any(|tag| key(tag) == VERSION_KEY) && !is_ours(tags)
+}
+
+fn key(tag: &str) -> &str {
+    tag.split_once('=').map_or(tag, |(key, _)| key)
+}
+
+/// The value of a tag that may be there once only.
+fn single<'a>(tags: &'a [String], name: &str) -> Option<&'a str> {
+    let mut found = tags
+        .iter()
+        .filter_map(|tag| tag.split_once('='))
+        .filter(|(key, _)| *key == name);
+    match (found.next(), found.next()) {
+        (Some((_, value)), None) => Some(value),
+        _ => None,
+    }
+}
+
+/// Why LVM would not accept a text as a tag.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum TagError {
+    /// Nothing, or a leading hyphen, which LVM takes for an option.
+    #[error("tag {0:?} is empty or starts with a hyphen")]
+    Start(String),
+    /// Longer than [`TAG_MAX`].
+    #[error("tag of {0} bytes; LVM accepts {TAG_MAX}")]
+    TooLong(usize),
+    /// Outside of LVM's set.
+    #[error("tag {tag:?} contains {character:?}; LVM accepts letters, digits and _ + . - / = ! : & #")]
+    Character {
+        /// The tag.
+        tag: String,
+        /// The first character that LVM does not accept.
+        character: char,
+    },
+}
+
+/// Checks that LVM accepts a tag (lvm(8), "Tags").
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_tag(tag: &str) -> Result<(), TagError> {
+    if tag.is_empty() || tag.starts_with('-') {
+        return Err(TagError::Start(tag.to_owned()));
+    }
+    if tag.len() > TAG_MAX {
+        return Err(TagError::TooLong(tag.len()));
+    }
+    match tag
+        .chars()
+        .find(|c| !(c.is_ascii_alphanumeric() || "_+.-/=!:&#".contains(*c)))
+    {
+        Some(character) => Err(TagError::Character {
+            tag: tag.to_owned(),
+            character,
+        }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn example() -> VolumeTags {
+        VolumeTags {
+            claim_uid: "6f1c8f1e-6bd5-4a44-a7a4-2f6a5f1f6a10".into(),
+            class: "fast".into(),
+            state: VolumeState::Creating,
+            wipe: Wipe::Signatures,
+            mode: VolumeMode::Filesystem,
+        }
+    }
+
+    #[test]
+    fn legal_and_read_back_in_any_order_beside_foreign_tags() {
+        let mut tags = example().to_vec();
+        for tag in &tags {
+            assert_eq!(check_tag(tag), Ok(()));
+        }
+        tags.reverse();
+        tags.push("backup=no".into());
+        assert_eq!(VolumeTags::parse(&tags), Some(example()));
+    }
+
+    #[test]
+    fn anything_missing_doubled_or_unknown_is_not_ours() {
+        let tags = example().to_vec();
+        for index in 0..tags.len() {
+            let mut fewer = tags.clone();
+            fewer.remove(index);
+            assert_eq!(VolumeTags::parse(&fewer), None, "without {}", tags[index]);
+            let mut doubled = tags.clone();
+            doubled.push(format!("{}x", tags[index]));
+            assert_eq!(VolumeTags::parse(&doubled), None, "doubled {}", tags[index]);
+        }
+        let later: Vec<String> = tags.iter().map(|tag| tag.replace("version=1", "version=2")).collect();
+        assert_eq!(VolumeTags::parse(&later), None);
+        assert!(is_unknown_version(&later) && !is_ours(&later));
+        assert!(!is_unknown_version(&tags) && !is_unknown_version(&["other".into()]));
+    }
+
+    #[test]
+    fn change_of_state_leaves_exactly_one() {
+        for before in [VolumeState::Creating, VolumeState::Ready, VolumeState::Deleting] {
+            for after in [VolumeState::Creating, VolumeState::Ready, VolumeState::Deleting] {
+                let mut tags = VolumeTags {
+                    state: before,
+                    ..example()
+                }
+                .to_vec();
+                let (add, delete) = after.change();
+                tags.retain(|tag| !delete.contains(tag));
+                tags.extend(add.into_iter().filter(|tag| *tag != before.tag()));
+                assert_eq!(VolumeTags::parse(&tags).map(|tags| tags.state), Some(after));
+            }
+        }
+    }
+
+    #[test]
+    fn tags_that_lvm_refuses() {
+        for bad in ["", "-a", "a b", "a,b", "é", "@a", &"x".repeat(1025)] {
+            assert!(check_tag(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parse_never_panics(tags in proptest::collection::vec("(quarry\\.(version|state|pvc-uid|class|wipe|mode)(=(1|ready|a)?)?|\\PC{0,8})", 0..9)) {
+            if let Some(read) = VolumeTags::parse(&tags) {
+                prop_assert_eq!(VolumeTags::parse(&read.to_vec()), Some(read));
+            }
+        }
+    }
+}
