@@ -1,0 +1,338 @@
+//! Running the few programs of the host that Quarry uses: found once, by absolute path; an argument vector and never a
+//! shell; a deadline; the C locale; standard input empty, so that nothing can be asked and answered.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use std::{fmt, io};
+
+use thiserror::Error;
+use tracing::{debug, warn};
+
+/// Where programs are looked for. The environment's PATH is not asked.
+const SEARCH: [&str; 4] = ["/sbin", "/usr/sbin", "/bin", "/usr/bin"];
+/// How long a program that was killed at its deadline is given to end.
+const AFTER_KILL: Duration = Duration::from_secs(10);
+/// How much of a program's standard error an error message keeps, in bytes.
+const STDERR_SHOWN: usize = 600;
+
+/// Something that is told of every command that was run, for metrics.
+pub type Observer = Arc<dyn Fn(&CommandStat) + Send + Sync>;
+
+/// One run of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CommandStat {
+    /// The program, or the sub-command of `lvm`: one of a few fixed words.
+    pub command: &'static str,
+    /// How long it took.
+    pub duration: Duration,
+    /// How it ended: `ok`, `failed`, `killed`, `deadline` or `not_started`.
+    pub result: &'static str,
+}
+
+/// A program of the host, and how it is run.
+#[derive(Clone)]
+pub struct Program {
+    path: PathBuf,
+    limits: Limits,
+    observer: Option<Observer>,
+}
+
+/// How long a command may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// After that long, a warning is logged.
+    pub warn_after: Duration,
+    /// After that long, the program is killed, and the outcome of what it did is unknown.
+    pub deadline: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            warn_after: Duration::from_secs(10),
+            deadline: Duration::from_secs(120),
+        }
+    }
+}
+
+/// What a program wrote.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Standard output.
+    pub stdout: Vec<u8>,
+    /// Standard error, for people only.
+    pub stderr: String,
+    /// The exit code.
+    pub code: i32,
+}
+
+/// A program is not installed.
+#[derive(Debug, Error)]
+#[error("the program {name:?} is in none of {}; install it in the image or on the host", SEARCH.join(", "))]
+pub struct NotInstalled {
+    name: String,
+}
+
+/// A command that did not end well.
+#[derive(Debug, Error)]
+#[error("\"{command}\" {exit} after {duration:.1?}{}", tail(.stderr))]
+pub struct CommandError {
+    /// The command, for people.
+    pub command: String,
+    /// How it ended.
+    pub exit: Exit,
+    /// What it wrote to standard error, for people.
+    pub stderr: String,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+/// How a command ended that did not end well.
+#[derive(Debug, Error)]
+pub enum Exit {
+    /// It was not run at all.
+    #[error("could not be started ({0})")]
+    NotStarted(io::Error),
+    /// It ended with this code.
+    #[error("failed with code {0}")]
+    Code(i32),
+    /// Something else killed it, or it was lost sight of.
+    #[error("was killed")]
+    Killed,
+    /// It was killed at its deadline, and ended.
+    #[error("was killed at its deadline")]
+    Deadline,
+    /// It was killed at its deadline, and did not end: it may still do its work.
+    #[error("does not end, not even when killed")]
+    StillRunning,
+}
+
+/// The last part of what a program complained of, on one line.
+fn tail(stderr: &str) -> String {
+    let line = stderr
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ");
+    if line.is_empty() {
+        return String::new();
+    }
+    let start = (line.len().saturating_sub(STDERR_SHOWN)..line.len())
+        .find(|at| line.is_char_boundary(*at))
+        .unwrap_or(0);
+    format!(": {}{}", if start > 0 { "…" } else { "" }, &line[start..])
+}
+
+impl Program {
+    /// Finds a program.
+    ///
+    /// # Errors
+    /// It is not installed.
+    pub fn find(name: &str) -> Result<Self, NotInstalled> {
+        SEARCH
+            .iter()
+            .map(|directory| Path::new(directory).join(name))
+            .find(|path| is_executable(path))
+            .map(|path| Self {
+                path,
+                limits: Limits::default(),
+                observer: None,
+            })
+            .ok_or_else(|| NotInstalled { name: name.to_owned() })
+    }
+
+    /// The same with other limits.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// The same, reporting every run.
+    #[must_use]
+    pub fn with_observer(mut self, observer: Option<Observer>) -> Self {
+        self.observer = observer;
+        self
+    }
+
+    /// Runs it. `label` is what metrics call it.
+    ///
+    /// # Errors
+    /// Anything but exit code 0.
+    pub async fn run(&self, label: &'static str, arguments: Vec<String>) -> Result<Output, CommandError> {
+        let output = self.run_any(label, arguments.clone()).await?;
+        if output.code == 0 {
+            return Ok(output);
+        }
+        Err(self.error(&arguments, Exit::Code(output.code), output.stderr, Duration::ZERO))
+    }
+
+    /// Runs it, and leaves the meaning of the exit code to the caller.
+    ///
+    /// # Errors
+    /// It did not run to its end.
+    pub async fn run_any(&self, label: &'static str, arguments: Vec<String>) -> Result<Output, CommandError> {
+        let program = self.clone();
+        let begun = Instant::now();
+        let shown = arguments.clone();
+        let result = tokio::task::spawn_blocking(move || program.run_blocking(&arguments)).await;
+        let duration = begun.elapsed();
+        let result = result.unwrap_or_else(|_| Err((Exit::Killed, String::new())));
+        let word = match &result {
+            Ok(output) if output.code == 0 => "ok",
+            Ok(_) => "failed",
+            Err((Exit::NotStarted(_), _)) => "not_started",
+            Err((Exit::Deadline | Exit::StillRunning, _)) => "deadline",
+            Err(_) => "killed",
+        };
+        debug!(command = %self.shown(&shown), ?duration, result = word, "command run");
+        if let Some(observer) = &self.observer {
+            observer(&CommandStat {
+                command: label,
+                duration,
+                result: word,
+            });
+        }
+        result.map_err(|(exit, stderr)| self.error(&shown, exit, stderr, duration))
+    }
+
+    fn error(&self, arguments: &[String], exit: Exit, stderr: String, duration: Duration) -> CommandError {
+        CommandError {
+            command: self.shown(arguments),
+            exit,
+            stderr,
+            duration,
+        }
+    }
+
+    /// The command as people read it. It is never run from this text.
+    fn shown(&self, arguments: &[String]) -> String {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        std::iter::once(name.as_ref())
+            .chain(arguments.iter().map(String::as_str))
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    fn run_blocking(&self, arguments: &[String]) -> Result<Output, (Exit, String)> {
+        let handle = duct::cmd(&self.path, arguments.iter().map(OsString::from))
+            .env("LC_ALL", "C")
+            .env("LVM_SUPPRESS_FD_WARNINGS", "1")
+            .dir("/")
+            .stdin_null()
+            .stdout_capture()
+            .stderr_capture()
+            .unchecked()
+            .start()
+            .map_err(|error| (Exit::NotStarted(error), String::new()))?;
+        let lost = |error: io::Error| (Exit::Killed, error.to_string());
+        let early = self.limits.warn_after.min(self.limits.deadline);
+        let mut output = handle.wait_timeout(early).map_err(lost)?;
+        if output.is_none() {
+            warn!(command = %self.shown(arguments), seconds = early.as_secs(), "command is slow");
+            output = handle
+                .wait_timeout(self.limits.deadline.saturating_sub(early))
+                .map_err(lost)?;
+        }
+        let Some(output) = output else {
+            warn!(command = %self.shown(arguments), seconds = self.limits.deadline.as_secs(), "command killed");
+            handle.kill().map_err(lost)?;
+            return Err(match handle.wait_timeout(AFTER_KILL).map_err(lost)? {
+                Some(output) => (Exit::Deadline, String::from_utf8_lossy(&output.stderr).into_owned()),
+                None => (Exit::StillRunning, String::new()),
+            });
+        };
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        match output.status.code() {
+            Some(code) => Ok(Output {
+                stdout: output.stdout.clone(),
+                stderr,
+                code,
+            }),
+            None => Err((Exit::Killed, stderr)),
+        }
+    }
+}
+
+impl fmt::Debug for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Program")
+            .field("path", &self.path)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+fn is_executable(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    fn program(name: &str) -> Program {
+        Program::find(name).expect("installed")
+    }
+
+    #[test]
+    fn what_is_not_installed_is_named() {
+        let error = Program::find("no-such-program").expect_err("absent").to_string();
+        assert!(
+            error.contains("no-such-program") && error.contains("/usr/sbin"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn output_exit_code_and_observer() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&seen);
+        let observer: Observer = Arc::new(move |stat| sink.lock().expect("not poisoned").push(*stat));
+        let ls = program("ls").with_observer(Some(observer));
+        let output = ls.run("ls", vec!["-d".into(), "/".into()]).await.expect("lists");
+        assert_eq!(output.stdout, b"/\n");
+        let error = ls.run("ls", vec!["/nowhere".into()]).await.expect_err("fails");
+        assert!(matches!(error.exit, Exit::Code(2)), "{error}");
+        assert!(
+            error.to_string().starts_with("\"ls /nowhere\" failed with code 2"),
+            "{error}"
+        );
+        let seen: Vec<_> = seen
+            .lock()
+            .expect("not poisoned")
+            .iter()
+            .map(|stat| stat.result)
+            .collect();
+        assert_eq!(seen, ["ok", "failed"]);
+    }
+
+    #[tokio::test]
+    async fn killed_at_the_deadline_only() {
+        let limits = Limits {
+            warn_after: Duration::from_millis(20),
+            deadline: Duration::from_millis(120),
+        };
+        let begun = Instant::now();
+        let error = program("sleep")
+            .with_limits(limits)
+            .run("sleep", vec!["60".into()])
+            .await
+            .expect_err("killed");
+        assert!(matches!(error.exit, Exit::Deadline), "{error}");
+        assert!((120..10_000).contains(&begun.elapsed().as_millis()));
+    }
+
+    #[test]
+    fn long_complaints_are_cut_at_a_character() {
+        let text = tail(&format!("{}\n  last line", "é".repeat(1000)));
+        assert!(text.starts_with(": …") && text.ends_with("; last line"), "{text}");
+        assert_eq!(tail(" \n"), "");
+    }
+}

@@ -1,0 +1,225 @@
+//! The LVM of this host, through the `lvm` binary.
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+
+use super::command::{CommandError, CommandStat, Exit, Limits, NotInstalled, Observer, Program};
+use super::operations::{Backend, Engine, Mutation};
+use super::{ReportError, State, VolumeRef, report};
+
+/// The LVM of this host.
+pub type HostLvm = Engine<Host>;
+
+/// How LVM is run. `LVM_SYSTEM_DIR`, which names the directory of `lvm.conf`, is the environment's business.
+#[derive(Clone, Default)]
+pub struct HostOptions {
+    /// How long a command may take.
+    pub limits: Limits,
+    /// Told of every command.
+    pub observer: Option<Observer>,
+    /// The only devices that LVM shall see; empty for all that `lvm.conf` lets it see. A volume group with a device that
+    /// is left out looks broken.
+    pub devices: Vec<String>,
+    /// Only metadata: no device of a volume appears, and nothing is wiped. For tests on a kernel without device-mapper;
+    /// volumes made so must never be handed out.
+    pub metadata_only: bool,
+}
+
+/// Builds the command lines.
+pub struct Host {
+    lvm: Program,
+    observer: Option<Observer>,
+    devices: Vec<String>,
+    metadata_only: bool,
+}
+
+impl HostLvm {
+    /// Finds the `lvm` binary.
+    ///
+    /// # Errors
+    /// It is not installed.
+    pub fn new(options: HostOptions) -> Result<Self, NotInstalled> {
+        let HostOptions {
+            limits,
+            observer,
+            devices,
+            metadata_only,
+        } = options;
+        let lvm = Program::find("lvm")?
+            .with_limits(limits)
+            .with_observer(observer.clone());
+        Ok(Self::over(Host {
+            lvm,
+            observer,
+            devices,
+            metadata_only,
+        }))
+    }
+}
+
+/// A command line in the making: `lvm <sub-command> <options>`.
+struct Line {
+    label: &'static str,
+    arguments: Vec<String>,
+}
+
+impl Line {
+    fn new(label: &'static str, arguments: &[&str]) -> Self {
+        let arguments = std::iter::once(label)
+            .chain(arguments.iter().copied())
+            .map(str::to_owned)
+            .collect();
+        Self { label, arguments }
+    }
+
+    fn with(mut self, arguments: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    fn options(self, option: &str, values: &[String]) -> Self {
+        let pairs = values.iter().flat_map(|value| [option.to_owned(), value.clone()]);
+        self.with(pairs.collect::<Vec<_>>())
+    }
+
+    /// Lets the command work on the volume only if it still has this UUID and our tag: LVM itself compares, under its
+    /// own lock.
+    fn only(self, volume: &VolumeRef) -> Self {
+        let select = format!(
+            "vg_uuid={} && lv_uuid={} && lv_tags={{{}}}",
+            volume.group.uuid,
+            volume.uuid,
+            quarry_crds::tags::VERSION_TAG
+        );
+        self.with(["-S".to_owned(), select])
+    }
+}
+
+impl Host {
+    fn line(&self, mutation: Mutation) -> Line {
+        match mutation {
+            Mutation::CreateVolume(request) => {
+                let modes: &[&str] = if self.metadata_only {
+                    &["-an", "-Wn", "-Zn"]
+                } else {
+                    &["-ay", "-Wy", "-Zy", "-y"]
+                };
+                Line::new("lvcreate", modes)
+                    .with(["--type", "linear", "-n"])
+                    .with([request.name, "-l".to_owned(), request.extents.to_string()])
+                    .options("--addtag", &request.tags)
+                    .with([request.group.name])
+                    .with(request.devices)
+            }
+            // -y answers "really remove active volume?"; a volume in use is refused all the same.
+            Mutation::RemoveVolume(volume) => Line::new("lvremove", &["-y"]).only(&volume).with([volume.group.name]),
+            Mutation::ExtendVolume(request) => Line::new("lvextend", &["-l"])
+                .with([request.extents.to_string(), request.volume.to_string()])
+                .with(request.devices),
+            Mutation::ChangeTags(request) => Line::new("lvchange", &[])
+                .options("--addtag", &request.add)
+                .options("--deltag", &request.delete)
+                .with([request.volume.to_string()]),
+            Mutation::RenameVolume { volume, name } => {
+                Line::new("lvrename", &[]).with([volume.group.name, volume.name, name])
+            }
+            Mutation::SetActive { volume, active } => {
+                Line::new("lvchange", &[if active { "-ay" } else { "-an" }]).with([volume.to_string()])
+            }
+            Mutation::ActivateGroup(group) => Line::new("vgchange", &["-ay"]).with([group.name]),
+            // No -y and no -f, ever: LVM asks before it overwrites anything, gets no answer, and gives up.
+            Mutation::CreateGroup(request) => Line::new("vgcreate", &["--metadatasize", "16m"])
+                .options("--addtag", &request.tags)
+                .with([request.name])
+                .with(request.devices),
+            Mutation::ExtendGroup { group, devices } => Line::new("vgextend", &["--metadatasize", "16m"])
+                .with([group.name])
+                .with(devices),
+            Mutation::TagGroup { group, tags } => {
+                Line::new("vgchange", &[]).options("--addtag", &tags).with([group.name])
+            }
+            Mutation::RemoveGroup(group) => Line::new("vgremove", &[]).with([
+                "-S".to_owned(),
+                format!("vg_uuid={} && lv_count=0", group.uuid),
+                group.name,
+            ]),
+            Mutation::RemoveLabels { devices } => Line::new("pvremove", &[]).with(devices),
+            Mutation::ResizePhysicalVolume { device } => Line::new("pvresize", &[]).with([device]),
+        }
+    }
+
+    /// Options that every command gets.
+    fn finish(&self, line: Line) -> Line {
+        let mut common = Vec::new();
+        if self.metadata_only {
+            common.extend(["--driverloaded".to_owned(), "n".to_owned()]);
+        }
+        if !self.devices.is_empty() {
+            common.extend(["--devices".to_owned(), self.devices.join(",")]);
+        }
+        line.with(common)
+    }
+
+    async fn report(&self) -> Result<State, ReportError> {
+        // -a: hidden volumes also. --foreign, --shared: groups that are not for this host are seen, and left alone.
+        let mut line = Line::new(
+            "fullreport",
+            &[
+                "--reportformat",
+                "json",
+                "--units",
+                "b",
+                "--nosuffix",
+                "-a",
+                "--foreign",
+                "--shared",
+            ],
+        );
+        for (part, fields) in report::FIELDS {
+            line = line.with(["--configreport", part, "-o", fields]);
+        }
+        let line = self.finish(line);
+        let output = self.lvm.run_any(line.label, line.arguments.clone()).await?;
+        let mut state = report::parse(&output.stdout).inspect_err(|_| {
+            if let Some(observer) = &self.observer {
+                observer(&CommandStat {
+                    command: "parse",
+                    duration: std::time::Duration::ZERO,
+                    result: "failed",
+                });
+            }
+        })?;
+        match output.code {
+            0 => {}
+            // What it lists is whole groups; what it does not list, nobody knows.
+            5 => state.incomplete = Some(output.stderr.trim().to_owned()),
+            code => {
+                return Err(ReportError::Command(CommandError {
+                    command: "lvm fullreport".to_owned(),
+                    exit: Exit::Code(code),
+                    stderr: output.stderr,
+                    duration: std::time::Duration::ZERO,
+                }));
+            }
+        }
+        Ok(state)
+    }
+}
+
+impl Backend for Host {
+    fn read(&self) -> BoxFuture<'_, Result<State, ReportError>> {
+        self.report().boxed()
+    }
+
+    fn execute(&self, mutation: Mutation) -> BoxFuture<'_, Result<(), CommandError>> {
+        if self.metadata_only && matches!(mutation, Mutation::SetActive { .. } | Mutation::ActivateGroup(_)) {
+            return futures::future::ready(Ok(())).boxed();
+        }
+        let line = self.finish(self.line(mutation));
+        async move { self.lvm.run(line.label, line.arguments).await.map(drop) }.boxed()
+    }
+}
+
+#[cfg(test)]
+#[path = "host_tests.rs"]
+mod tests;
