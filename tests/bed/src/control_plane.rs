@@ -1,0 +1,236 @@
+//! The control plane: etcd and the Kubernetes programs that run on the machine, inside the cluster's namespace.
+
+use std::{
+    ffi::OsString,
+    fmt,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    daemon::{Daemon, Running},
+    error::{BedError, Result},
+    folders, kubernetes,
+    network::{GATEWAY, Namespace},
+    pki::Pki,
+};
+
+/// A process of the control plane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Process {
+    /// etcd.
+    Etcd,
+    /// kube-apiserver.
+    ApiServer,
+    /// kube-controller-manager.
+    ControllerManager,
+    /// kube-scheduler.
+    Scheduler,
+}
+
+impl Process {
+    /// All of them, in the order of their start.
+    pub const ALL: [Process; 4] = [Process::Etcd, Process::ApiServer, Process::ControllerManager, Process::Scheduler];
+
+    /// The program's name.
+    pub fn program(self) -> &'static str {
+        match self {
+            Process::Etcd => "etcd",
+            Process::ApiServer => "kube-apiserver",
+            Process::ControllerManager => "kube-controller-manager",
+            Process::Scheduler => "kube-scheduler",
+        }
+    }
+
+    /// Where it listens once it works.
+    fn address(self) -> SocketAddr {
+        match self {
+            Process::Etcd => (Ipv4Addr::LOCALHOST, 2379).into(),
+            Process::ApiServer => (GATEWAY, 443).into(),
+            Process::ControllerManager => (Ipv4Addr::LOCALHOST, 10257).into(),
+            Process::Scheduler => (Ipv4Addr::LOCALHOST, 10259).into(),
+        }
+    }
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.program())
+    }
+}
+
+/// The scheduler's configuration that Quarry ships for its users, within the repository.
+const SCHEDULER_CONFIG: &str = "deploy/scheduler/kube-scheduler-config.yaml";
+/// Where that file expects the scheduler's kubeconfig, as kubeadm lays it out.
+const SCHEDULER_KUBECONFIG: &str = "/etc/kubernetes/scheduler.conf";
+
+/// The control plane of one cluster.
+#[derive(Debug, Clone)]
+pub(crate) struct ControlPlane {
+    pub(crate) state: PathBuf,
+    pub(crate) namespace: Namespace,
+    pub(crate) pki: Pki,
+}
+
+impl ControlPlane {
+    pub(crate) fn running(&self, process: Process) -> Running {
+        Running::of(&self.state, process.program())
+    }
+
+    /// Starts a process that does not run, and returns at once.
+    pub(crate) fn start(&self, process: Process) -> Result<()> {
+        if self.running(process).pid().is_some() {
+            return Ok(());
+        }
+        let (arguments, etc) = match process {
+            Process::Etcd => (self.etcd(), Vec::new()),
+            Process::ApiServer => (self.api_server(), Vec::new()),
+            Process::ControllerManager => (self.controller_manager(), Vec::new()),
+            Process::Scheduler => self.scheduler()?,
+        };
+        let program = match process {
+            Process::Etcd => PathBuf::from("etcd"),
+            _ => kubernetes::folder()?.join(process.program()),
+        };
+        Daemon {
+            name: process.program().to_owned(),
+            argv: std::iter::once(program.into_os_string()).chain(arguments).collect(),
+            env: Vec::new(),
+            namespace: Some(self.namespace.clone()),
+            etc,
+        }
+        .start(&self.state)
+        .map(drop)
+    }
+
+    /// Waits until a process that was started listens.
+    pub(crate) async fn listening(&self, process: Process) -> Result<()> {
+        let begun = Instant::now();
+        let patience = Duration::from_secs(60);
+        loop {
+            if self.namespace.connect(process.address(), Duration::from_millis(200)).is_ok() {
+                return Ok(());
+            }
+            let log = self.state.join("log").join(format!("{process}.log"));
+            if self.running(process).pid().is_none() {
+                return Err(BedError::Missing {
+                    what: format!("{process} ended by itself: {}", last_lines(&log)),
+                    remedy: format!("read {}", log.display()),
+                });
+            }
+            if begun.elapsed() > patience {
+                return Err(BedError::Timeout {
+                    what: format!("{process} listening on {}", process.address()),
+                    waited: patience,
+                    hint: format!("read {}", log.display()),
+                });
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn etcd(&self) -> Vec<OsString> {
+        vec![
+            flag("--data-dir=", self.state.join("etcd")),
+            "--unsafe-no-fsync".into(),
+            "--listen-client-urls=http://127.0.0.1:2379".into(),
+            "--advertise-client-urls=http://127.0.0.1:2379".into(),
+            "--listen-peer-urls=http://127.0.0.1:2380".into(),
+            "--log-level=error".into(),
+        ]
+    }
+
+    fn api_server(&self) -> Vec<OsString> {
+        vec![
+            "--etcd-servers=http://127.0.0.1:2379".into(),
+            "--bind-address=0.0.0.0".into(),
+            format!("--advertise-address={GATEWAY}").into(),
+            "--secure-port=443".into(),
+            flag("--tls-cert-file=", self.pki.file("api.crt")),
+            flag("--tls-private-key-file=", self.pki.file("api.key")),
+            flag("--client-ca-file=", self.pki.file("ca.crt")),
+            flag("--token-auth-file=", self.pki.file("tokens.csv")),
+            "--authorization-mode=Node,RBAC".into(),
+            "--service-account-issuer=https://kubernetes.default.svc".into(),
+            flag("--service-account-key-file=", self.pki.file("accounts.pub")),
+            flag("--service-account-signing-key-file=", self.pki.file("accounts.key")),
+            "--service-cluster-ip-range=10.96.0.0/16".into(),
+            "--allow-privileged=true".into(),
+            "--enable-admission-plugins=NodeRestriction".into(),
+            "--kubelet-preferred-address-types=InternalIP".into(),
+            "--profiling=false".into(),
+        ]
+    }
+
+    fn controller_manager(&self) -> Vec<OsString> {
+        let kubeconfig = self.pki.kubeconfig("controller-manager");
+        vec![
+            flag("--kubeconfig=", &kubeconfig),
+            flag("--authentication-kubeconfig=", &kubeconfig),
+            flag("--authorization-kubeconfig=", &kubeconfig),
+            flag("--service-account-private-key-file=", self.pki.file("accounts.key")),
+            flag("--root-ca-file=", self.pki.file("ca.crt")),
+            "--use-service-account-credentials".into(),
+            "--leader-elect=false".into(),
+            "--cluster-cidr=10.244.0.0/16".into(),
+            "--allocate-node-cidrs=false".into(),
+            // Default 15 s: how long a volume that was missed at first waits for its binding.
+            "--pvclaimbinder-sync-period=2s".into(),
+        ]
+    }
+
+    /// The scheduler runs on the file that users get, unchanged: it finds its kubeconfig where that file says.
+    fn scheduler(&self) -> Result<(Vec<OsString>, Vec<(PathBuf, String)>)> {
+        let kubeconfig = self.pki.kubeconfig("scheduler");
+        let config = self.state.join("kube-scheduler-config.yaml");
+        folders::write(&config, scheduler_config()?)?;
+        let arguments = vec![
+            flag("--config=", &config),
+            flag("--authentication-kubeconfig=", &kubeconfig),
+            flag("--authorization-kubeconfig=", &kubeconfig),
+            "--leader-elect=false".into(),
+        ];
+        Ok((arguments, vec![(SCHEDULER_KUBECONFIG.into(), folders::read(&kubeconfig)?)]))
+    }
+
+    /// Whether the scheduler runs with another configuration than the repository now has.
+    pub(crate) fn scheduler_is_outdated(&self) -> bool {
+        let current = scheduler_config().ok();
+        current.is_some() && folders::read(&self.state.join("kube-scheduler-config.yaml")).ok() != current
+    }
+}
+
+/// The file of the repository, or a plain one as long as there is none.
+fn scheduler_config() -> Result<String> {
+    let shipped = folders::repository().join(SCHEDULER_CONFIG);
+    if shipped.exists() {
+        let text = folders::read(&shipped)?;
+        if !text.contains(SCHEDULER_KUBECONFIG) {
+            return Err(BedError::Missing {
+                what: format!("{} does not name {SCHEDULER_KUBECONFIG} as clientConnection.kubeconfig", shipped.display()),
+                remedy: "name it: that is where kubeadm puts it, and where the bed lays it".to_owned(),
+            });
+        }
+        return Ok(text);
+    }
+    let plain = serde_json::json!({
+        "apiVersion": "kubescheduler.config.k8s.io/v1",
+        "kind": "KubeSchedulerConfiguration",
+        "clientConnection": {"kubeconfig": SCHEDULER_KUBECONFIG},
+    });
+    Ok(format!("{plain:#}\n"))
+}
+
+fn flag(name: &str, path: impl AsRef<Path>) -> OsString {
+    let mut flag = OsString::from(name);
+    flag.push(path.as_ref());
+    flag
+}
+
+/// The end of a log, for error messages.
+pub(crate) fn last_lines(log: &Path) -> String {
+    let text = std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let lines: Vec<_> = text.lines().rev().take(5).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+}
