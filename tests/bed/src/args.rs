@@ -11,6 +11,8 @@ use crate::{
     command::Output,
     control_plane::Process,
     disks::Boot,
+    folders,
+    images::{Images, build_images},
     kubernetes, link, packages,
 };
 
@@ -48,7 +50,11 @@ enum Command {
     /// Say what is up.
     Status,
     /// Say how to use the cluster.
-    Env,
+    Env {
+        /// Print the path of the kubeconfig, and nothing else.
+        #[arg(long)]
+        kubeconfig: bool,
+    },
     /// Run a program in a node, outside any container.
     Run {
         /// The node.
@@ -107,6 +113,12 @@ enum Command {
         /// The archives.
         archives: Vec<PathBuf>,
     },
+    /// Build the images of the manager and the extender and print their names and archives.
+    Image {
+        /// Load them into the cluster too.
+        #[arg(long)]
+        load: bool,
+    },
     /// Install the packages that are missing and build the Kubernetes programs.
     Prepare,
     /// The relay between the namespaces; `up` starts it.
@@ -152,7 +164,8 @@ async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Status => status().await?,
-        Command::Env => usage(&Cluster::attach(name).await?)?,
+        Command::Env { kubeconfig: true } => println!("{}", Cluster::attach(name).await?.kubeconfig().display()),
+        Command::Env { kubeconfig: false } => usage(&Cluster::attach(name).await?)?,
         Command::Run { node, argv } => return Ok(show(&Cluster::attach(name).await?.node(&node)?.run(argv).await?)),
         Command::Kubectl { arguments } => {
             let cluster = Cluster::attach(name).await?;
@@ -172,6 +185,15 @@ async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
             let cluster = Cluster::attach(name).await?;
             for archive in archives {
                 cluster.load_image(&archive).await?;
+            }
+        }
+        Command::Image { load } => {
+            let Images { manager, extender } = build_images(&folders::repository()).await?;
+            for image in [manager, extender] {
+                println!("{} {}", image.reference, image.archive.display());
+                if load {
+                    Cluster::attach(name).await?.load(&image).await?;
+                }
             }
         }
         Command::Prepare => {

@@ -22,7 +22,9 @@ use crate::{
     daemon::Running,
     disks::{self, Boot},
     error::{BedError, During, Result},
-    folders, images, kernel, kubernetes, link,
+    folders,
+    images::{self, ImageRef},
+    kernel, kubernetes, link,
     network::Namespace,
     node::Node,
     packages,
@@ -168,6 +170,20 @@ impl Cluster {
         loaded.map(drop)
     }
 
+    /// Loads an image into every node that does not have it.
+    pub async fn load(&self, image: &ImageRef) -> Result<()> {
+        let nodes = self.nodes();
+        let load = async |node: &Node| {
+            let named = node.run_ok(["ctr", "-n", "k8s.io", "images", "ls", "-q", &format!("name=={}", image.reference)]).await?;
+            if named.trim() != image.reference {
+                node.run_ok(["ctr", "-n", "k8s.io", "images", "import", &image.archive.display().to_string()]).await?;
+                node.run_ok(["sync", "-f", "/var/lib/containerd"]).await?;
+            }
+            Ok::<_, BedError>(())
+        };
+        try_join_all(nodes.iter().map(load)).await.map(drop)
+    }
+
     /// Stops a process of the control plane in an orderly way.
     pub async fn stop(&self, process: Process) -> Result<()> {
         self.control_plane().running(process).stop(Duration::from_secs(10)).await
@@ -292,7 +308,7 @@ async fn create(options: &Options) -> Result<Cluster> {
     remove(name).await?;
     let folder = folders::cluster(name);
     folders::make(&folder)?;
-    let images = vec![(images::PAUSE.to_owned(), images::pause().await?)];
+    let images = images::of_the_bed().await?;
     let nodes: Vec<_> = (1..=options.nodes)
         .map(|index| {
             let name = format!("node{index}");

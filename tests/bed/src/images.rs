@@ -1,39 +1,180 @@
 //! Container images: those of the bed's own, and those of Quarry from the repository's Dockerfile. Built without a daemon.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
 };
 
 use crate::{
     command,
     error::{During, Result},
-    folders,
+    folders, packages,
     step::Step,
 };
 
-/// The image that the sandbox of each pod runs; containerd's configuration in the node names it.
-pub(crate) const PAUSE: &str = "localhost/pause:1";
-const PAUSE_FILE: &str = include_str!("../images/pause/Dockerfile");
+/// An image by the name that pods use, and the archive that holds it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ImageRef {
+    /// The name that pods use; another content has another name.
+    pub reference: String,
+    /// A docker archive.
+    pub archive: PathBuf,
+}
 
-/// Builds the pause image if the cache does not have it, and returns its archive.
-pub(crate) async fn pause() -> Result<PathBuf> {
-    let folder = folders::cache()?.join("images");
-    folders::make(&folder)?;
-    let archive = folder.join("pause-1.tar");
-    if archive.exists() {
-        return Ok(archive);
+/// The images of Quarry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Images {
+    /// The manager's.
+    pub manager: ImageRef,
+    /// The extender's.
+    pub extender: ImageRef,
+}
+
+/// The image that the sandbox of each pod runs; containerd's configuration in the node names it.
+const PAUSE: &str = "localhost/pause:1";
+/// The image for the pods of tests: `sh`, coreutils and util-linux.
+pub const TOOLS: &str = "localhost/tools:1";
+/// What our images are made from. The name is the public one, so that the same Dockerfile builds elsewhere.
+const BASE: &str = "docker.io/library/debian:bookworm-slim";
+const SUITE: &str = "bookworm";
+
+const PAUSE_FILE: &str = include_str!("../images/pause/Dockerfile");
+const TOOLS_FILE: &str = include_str!("../images/tools/Dockerfile");
+const BASE_FILE: &str = include_str!("../images/base.Dockerfile");
+
+/// The images that each node has from its first boot, built if the cache does not have them.
+pub(crate) async fn of_the_bed() -> Result<Vec<ImageRef>> {
+    Ok(vec![pause().await?, tools().await?])
+}
+
+async fn pause() -> Result<ImageRef> {
+    let context = folders::cache()?.join("images/pause");
+    let archive = folders::cache()?.join("images/pause-1.tar");
+    if !archive.exists() {
+        let step = Step::quiet("the pause image");
+        folders::make(&context)?;
+        let busybox = ["/usr/bin/busybox", "/bin/busybox"].into_iter().map(Path::new).find(|path| path.exists());
+        std::fs::copy(busybox.unwrap_or(Path::new("/bin/busybox")), context.join("busybox")).during(|| "cannot copy busybox".to_owned())?;
+        build_text(&context, PAUSE_FILE, PAUSE).await?;
+        save(PAUSE, &archive).await?;
+        step.done();
     }
-    let step = Step::quiet("the pause image");
-    let context = folder.join("pause");
+    Ok(ImageRef { reference: PAUSE.to_owned(), archive })
+}
+
+async fn tools() -> Result<ImageRef> {
+    let archive = folders::cache()?.join("images/tools-1.tar");
+    if !archive.exists() {
+        base().await?;
+        let step = Step::quiet("the image of tools for test pods");
+        build_text(&folders::cache()?.join("images/tools"), TOOLS_FILE, TOOLS).await?;
+        save(TOOLS, &archive).await?;
+        step.done();
+    }
+    Ok(ImageRef { reference: TOOLS.to_owned(), archive })
+}
+
+/// Makes the base image with debootstrap if the storage does not have it.
+async fn base() -> Result<()> {
+    if storage_has(BASE).await? {
+        return Ok(());
+    }
+    let step = Step::begin("debootstrap makes debian:bookworm-slim (about a minute, once)");
+    let context = folders::cache()?.join("images/base");
+    let root = context.join("root");
+    let _ = std::fs::remove_dir_all(&context);
     folders::make(&context)?;
-    folders::write(&context.join("Dockerfile"), PAUSE_FILE)?;
-    let busybox = ["/usr/bin/busybox", "/bin/busybox"].into_iter().map(Path::new).find(|path| path.exists());
-    std::fs::copy(busybox.unwrap_or(Path::new("/bin/busybox")), context.join("busybox")).during(|| "cannot copy busybox".to_owned())?;
-    build(&context, &context.join("Dockerfile"), &[], PAUSE).await?;
-    save(PAUSE, &archive).await?;
+    command::run(&[OsStr::new("debootstrap"), "--variant=minbase".as_ref(), SUITE.as_ref(), root.as_os_str()]).await?;
+    for waste in ["usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache/apt", "var/lib/apt/lists", "var/log"] {
+        let folder = root.join(waste);
+        let _ = std::fs::remove_dir_all(&folder);
+        folders::make(&folder)?;
+    }
+    let tar = context.join("root.tar");
+    let argv: [&OsStr; 6] = ["tar".as_ref(), "-C".as_ref(), root.as_ref(), "-cf".as_ref(), tar.as_ref(), ".".as_ref()];
+    command::run(&argv).await?;
+    std::fs::remove_dir_all(&root).during(|| format!("cannot remove {}", root.display()))?;
+    build_text(&context, BASE_FILE, BASE).await?;
+    std::fs::remove_file(&tar).during(|| format!("cannot remove {}", tar.display()))?;
     step.done();
-    Ok(archive)
+    Ok(())
+}
+
+/// Compiles the manager and the extender and builds their images from the repository's Dockerfile. What has not changed is not built again:
+/// a change of code costs its compilation and some seconds. `$QUARRY_PROFILE` names another profile of cargo than `release`.
+pub async fn build_images(repository: &Path) -> Result<Images> {
+    packages::ensure().await?;
+    base().await?;
+    compile(repository).await?;
+    let step = Step::quiet("the images of the manager and the extender");
+    let manager = build_target(repository, "manager").await?;
+    let extender = build_target(repository, "extender").await?;
+    step.done_with(format!("{}, {}", manager.reference, extender.reference));
+    Ok(Images { manager, extender })
+}
+
+/// Builds the programs as static ones, and puts them where the Dockerfile looks for them.
+async fn compile(repository: &Path) -> Result<()> {
+    let (triple, architecture) = match std::env::consts::ARCH {
+        "aarch64" => ("aarch64-unknown-linux-gnu", "arm64"),
+        _ => ("x86_64-unknown-linux-gnu", "amd64"),
+    };
+    let profile = std::env::var("QUARRY_PROFILE").unwrap_or_else(|_| "release".to_owned());
+    let step = Step::begin(format!("cargo builds the manager and the extender ({profile})"));
+    let flags = [("RUSTFLAGS", OsStr::new("-C target-feature=+crt-static"))];
+    let argv = ["cargo", "build", "-q", "--profile", &profile, "--target", triple, "-p", "quarry-manager", "-p", "quarry-extender"];
+    command::run_in(repository, &flags, &argv).await?;
+    let folder = if profile == "dev" { "debug" } else { &profile };
+    let built = repository.join("target").join(triple).join(folder);
+    let place = repository.join("target/dist").join(architecture);
+    folders::make(&place)?;
+    for program in ["quarry-manager", "quarry-extender"] {
+        let (from, to) = (built.join(program), place.join(program));
+        // Only a change of the file makes a new layer.
+        if !same(&from, &to) {
+            let argv: [&OsStr; 5] = ["install".as_ref(), "-p".as_ref(), "-T".as_ref(), from.as_ref(), to.as_ref()];
+            command::run(&argv).await?;
+        }
+    }
+    step.done();
+    Ok(())
+}
+
+fn same(one: &Path, other: &Path) -> bool {
+    let read = |path: &Path| std::fs::read(path).ok();
+    read(one).is_some_and(|content| Some(content) == read(other))
+}
+
+async fn build_target(repository: &Path, target: &str) -> Result<ImageRef> {
+    let name = format!("quarry-{target}");
+    let options = ["--target", target, "--build-arg", "BINARIES=prebuilt"];
+    let id = build(repository, &repository.join("Dockerfile"), &options, &format!("localhost/{name}:latest")).await?;
+    let short: String = id.chars().take(12).collect();
+    let folder = repository.join("target/images");
+    folders::make(&folder)?;
+    let image = ImageRef { reference: format!("localhost/{name}:{short}"), archive: folder.join(format!("{name}-{short}.tar")) };
+    if !image.archive.exists() {
+        let mut argv = buildah()?;
+        argv.extend(["tag".into(), id.into(), OsString::from(&image.reference)]);
+        command::run(&argv).await?;
+        save(&image.reference, &image.archive).await?;
+        remove_older(&folder, &name, &image.archive);
+    }
+    Ok(image)
+}
+
+/// Keeps the archives of a target from filling the disk: the newest three stay.
+fn remove_older(folder: &Path, name: &str, newest: &Path) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut archives: Vec<_> = entries
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&format!("{name}-")) && entry.path() != newest)
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    archives.sort();
+    archives.reverse();
+    for (_, path) in archives.into_iter().skip(2) {
+        let _ = std::fs::remove_file(path);
+    }
 }
 
 /// The arguments that keep buildah's storage in the cache.
@@ -42,13 +183,28 @@ fn buildah() -> Result<Vec<OsString>> {
     Ok(vec!["buildah".into(), "--root".into(), storage.into(), "--runroot".into(), "/run/quarry-buildah".into()])
 }
 
-/// Builds a Dockerfile into the storage under a name.
-async fn build(context: &Path, file: &Path, options: &[&str], name: &str) -> Result<()> {
+async fn storage_has(name: &str) -> Result<bool> {
     let mut argv = buildah()?;
-    argv.extend(["bud", "-q", "--isolation", "chroot", "--network", "host", "--layers"].map(OsString::from));
+    argv.extend(["images", "-q", name].map(OsString::from));
+    Ok(command::try_run(Path::new("/"), &[], &argv).await?.success())
+}
+
+/// Builds from the text of a Dockerfile, which is put into its context.
+async fn build_text(context: &Path, text: &str, name: &str) -> Result<String> {
+    folders::make(context)?;
+    let file = context.join("Dockerfile");
+    folders::write(&file, text)?;
+    build(context, &file, &[], name).await
+}
+
+/// Builds a Dockerfile into the storage under a name, and returns the identity of the image.
+async fn build(context: &Path, file: &Path, options: &[&str], name: &str) -> Result<String> {
+    let mut argv = buildah()?;
+    argv.extend(["bud", "-q", "--isolation", "chroot", "--network", "host", "--layers", "--pull-never"].map(OsString::from));
     argv.extend(options.iter().map(OsString::from));
     argv.extend(["-t".into(), name.into(), "-f".into(), file.into(), context.into()]);
-    command::run(&argv).await.map(drop)
+    let output = command::run(&argv).await?;
+    Ok(output.lines().last().unwrap_or_default().trim().to_owned())
 }
 
 /// Writes an image of the storage into an archive that containerd can load.

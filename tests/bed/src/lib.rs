@@ -43,6 +43,7 @@ pub use control_plane::Process;
 pub use disks::{Boot, Disk};
 pub use error::BedError;
 pub use folders::{cache, repository};
+pub use images::{ImageRef, Images, TOOLS, build_images};
 pub use node::Node;
 pub use node_init::run_if_node;
 pub use step::Step;

@@ -219,7 +219,7 @@ impl Node {
             state.nodes.iter_mut().filter(|node| node.name == self.state.name).for_each(|node| node.disks.clone_from(&known));
             state.write()?;
         }
-        let mut attached = vec![format!("ubd0={}", disks::system(&disk_folder, self.name())?.display())];
+        let mut attached = vec![format!("ubd0={},,{}-system", disks::system(&disk_folder, self.name())?.display(), self.name())];
         for ((disk, read_only), letter) in boot.arrange(&known)?.iter().zip('b'..) {
             disk.create()?;
             let flags = if *read_only { "r" } else { "" };

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{BedError, During, Result},
     folders,
+    images::ImageRef,
     node_services,
 };
 
@@ -51,8 +52,8 @@ pub(crate) struct Config {
     pub(crate) kubelet: PathBuf,
     /// The kubelet's kubeconfig.
     pub(crate) kubeconfig: PathBuf,
-    /// Images to have before the kubelet starts: name and archive.
-    pub(crate) images: Vec<(String, PathBuf)>,
+    /// Images to have before the kubelet starts.
+    pub(crate) images: Vec<ImageRef>,
 }
 
 /// Whether this process is to be the first of a node, or its services; if so, it does not come back before the node is off.

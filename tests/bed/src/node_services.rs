@@ -23,6 +23,7 @@ use crate::{
     disks,
     error::{BedError, During, Result},
     folders,
+    images::ImageRef,
     network::{GATEWAY, node_address, pod_range},
     node_init::{Config, power_off},
 };
@@ -83,8 +84,8 @@ async fn serve(config: &Config) -> Result<Infallible> {
     tokio::spawn(keep_running(vec!["containerd".to_owned()], "containerd", containerd.subscribe()));
     containerd_answers().await?;
     said("containerd");
-    for (image, archive) in &config.images {
-        import(image, archive).await?;
+    for image in &config.images {
+        import(image).await?;
     }
     said("images");
     let argv = vec![
@@ -223,10 +224,10 @@ async fn containerd_answers() -> Result<()> {
     }
 }
 
-async fn import(image: &str, archive: &Path) -> Result<()> {
-    let named = command::run(&["ctr", "-n", "k8s.io", "images", "ls", "-q", &format!("name=={image}")]).await?;
-    if named.trim() != image {
-        command::run(&["ctr", "-n", "k8s.io", "images", "import", &archive.display().to_string()]).await?;
+async fn import(image: &ImageRef) -> Result<()> {
+    let named = command::run(&["ctr", "-n", "k8s.io", "images", "ls", "-q", &format!("name=={}", image.reference)]).await?;
+    if named.trim() != image.reference {
+        command::run(&["ctr", "-n", "k8s.io", "images", "import", &image.archive.display().to_string()]).await?;
     }
     Ok(())
 }

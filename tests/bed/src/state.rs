@@ -12,6 +12,7 @@ use crate::{
     disks::Disk,
     error::{BedError, During, Result},
     folders,
+    images::ImageRef,
     kernel::Kernel,
 };
 
@@ -26,7 +27,7 @@ pub(crate) struct State {
     /// Memory of a node in MiB.
     pub(crate) memory: u32,
     pub(crate) kernel: Kernel,
-    pub(crate) images: Vec<(String, PathBuf)>,
+    pub(crate) images: Vec<ImageRef>,
     pub(crate) nodes: Vec<NodeState>,
 }
 
