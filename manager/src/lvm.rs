@@ -13,10 +13,12 @@ pub mod command;
 pub mod conformance;
 mod error;
 pub mod fake;
+mod groups;
 pub mod host;
 mod operations;
 mod report;
 mod requests;
+mod volumes;
 
 use std::fmt;
 
@@ -38,8 +40,9 @@ pub trait Lvm: Send + Sync {
     /// Makes a logical volume, active, with its tags, and its first blocks and every known signature wiped.
     fn create_volume(&self, request: CreateVolume) -> BoxFuture<'_, Result<Done<LogicalVolume>, CreateVolumeError>>;
 
-    /// Removes a logical volume of ours that nobody has open. One that is gone already is a success where its volume
-    /// group is there and whole.
+    /// Removes a logical volume of ours that nobody has open and that lies on no missing disk. One that is gone already
+    /// is a success where its volume group is there and whole. Any change to a group with a missing disk makes LVM treat
+    /// the disk as missing until [`Lvm::restore_physical_volume`], also when it is back.
     fn remove_volume(&self, volume: VolumeRef) -> BoxFuture<'_, Result<Done<Removal>, RemoveVolumeError>>;
 
     /// Makes a logical volume of ours at least that large. Never shrinks it.
@@ -78,6 +81,14 @@ pub trait Lvm: Send + Sync {
 
     /// Lets a physical volume grow to the size that its device has now.
     fn resize_physical_volume(
+        &self,
+        group: GroupRef,
+        physical_volume: String,
+    ) -> BoxFuture<'_, Result<Done<VolumeGroup>, GroupError>>;
+
+    /// Takes a physical volume back that was missing while its group was changed, and is there again: until then LVM
+    /// treats it as missing. One that is not missing is left alone.
+    fn restore_physical_volume(
         &self,
         group: GroupRef,
         physical_volume: String,
@@ -201,7 +212,7 @@ pub struct VolumeGroup {
     pub free: Extents,
     /// Its tags.
     pub tags: Vec<String>,
-    /// Whether a device is missing. LVM changes nothing in such a group.
+    /// Whether a device is missing. LVM makes and extends no volume in such a group, not even on the other devices.
     pub partial: bool,
     /// Whether it was exported for another host.
     pub exported: bool,
@@ -236,7 +247,8 @@ pub struct PhysicalVolume {
     pub free: Extents,
     /// The free areas, each of contiguous extents.
     pub free_areas: Vec<Extents>,
-    /// Whether the device is missing.
+    /// Whether the device is missing, or is back but was missing when its group was changed: where `device` is set, see
+    /// [`Lvm::restore_physical_volume`].
     pub missing: bool,
     /// Whether volumes may be made on it.
     pub allocatable: bool,

@@ -187,6 +187,9 @@ operation! {
         /// It lacks our tags.
         #[error("{0} is not a volume of Quarry: its tags do not say so")]
         NotOurs(VolumeRef),
+        /// A part of it is on a disk that is missing, so that it can neither be wiped nor be forgotten safely.
+        #[error("a part of {0} is on a missing disk")]
+        OnMissingDisk(VolumeRef),
         /// Somebody has it open. See [`crate::wipe::holders`] for who.
         #[error("{0} is in use")]
         Busy(VolumeRef),
@@ -269,7 +272,7 @@ operation! {
             problem: GroupProblem,
         },
         /// It has no such physical volume.
-        #[error("volume group {group} has no physical volume with UUID {uuid}")]
+        #[error("volume group {group} has no physical volume with UUID {uuid}, or its device is missing")]
         NoPhysicalVolume {
             /// Which.
             group: GroupRef,

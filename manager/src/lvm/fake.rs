@@ -9,7 +9,8 @@ use futures::future::BoxFuture;
 use quarry_crds::{Bytes, ExtentSize, Extents};
 
 use super::command::{CommandError, Exit};
-use super::operations::{Backend, Engine, Mutation, metadata_needed};
+use super::operations::{Backend, Engine, Mutation};
+use super::volumes::metadata_needed;
 use super::{LogicalVolume, Part, PhysicalVolume, ReportError, State, VolumeGroup};
 
 /// LVM in memory.
@@ -51,6 +52,8 @@ struct Inner {
     /// Reads that are to go well before the next one that does not.
     bad_reads: VecDeque<Option<String>>,
     journal: Vec<Mutation>,
+    /// Devices that were taken away, and the physical volumes on them.
+    lost: BTreeMap<String, String>,
     next: u64,
 }
 
@@ -82,6 +85,7 @@ impl FakeLvm {
                 faults: VecDeque::new(),
                 bad_reads: VecDeque::new(),
                 journal: Vec::new(),
+                lost: BTreeMap::new(),
                 next: 0,
             }),
         })
@@ -121,6 +125,40 @@ impl FakeLvm {
     pub fn set_size(&self, device: &str, size: Bytes) {
         if let Some(disk) = self.backend().lock().disks.get_mut(device) {
             disk.size = size;
+        }
+    }
+
+    /// Takes a disk away. Volumes on it are partial.
+    pub fn lose_disk(&self, device: &str) {
+        let inner = &mut *self.backend().lock();
+        for group in &mut inner.state.groups {
+            for pv in group
+                .physical_volumes
+                .iter_mut()
+                .filter(|pv| pv.device.as_deref() == Some(device))
+            {
+                (pv.device, pv.number, pv.missing, group.partial) = (None, None, true, true);
+                let gone = &pv.uuid;
+                for volume in &mut group.logical_volumes {
+                    volume.partial |= volume.parts.iter().any(|part| part.physical_volume == *gone);
+                }
+                inner.lost.insert(device.to_owned(), pv.uuid.clone());
+            }
+        }
+    }
+
+    /// Plugs a disk that was taken away in again. Its group was changed meanwhile, so that LVM treats it as missing.
+    pub fn return_disk(&self, device: &str) {
+        let inner = &mut *self.backend().lock();
+        let Some(uuid) = inner.lost.remove(device) else { return };
+        for pv in inner
+            .state
+            .groups
+            .iter_mut()
+            .flat_map(|group| &mut group.physical_volumes)
+            .filter(|pv| pv.uuid == uuid)
+        {
+            pv.device = Some(device.to_owned());
         }
     }
 
@@ -196,7 +234,7 @@ impl Inner {
             Mutation::CreateVolume(request) => {
                 let uuid = self.uuid();
                 let minor = u32::try_from(self.next).unwrap_or(0);
-                let group = self.writable(&request.group.name)?;
+                let group = self.whole(&request.group.name)?;
                 if group.volume_named(&request.name).is_some() {
                     return Err(format!("Logical Volume {:?} already exists", request.name));
                 }
@@ -240,7 +278,7 @@ impl Inner {
                 Ok(())
             }
             Mutation::ExtendVolume(request) => {
-                let group = self.writable(&request.volume.group.name)?;
+                let group = self.whole(&request.volume.group.name)?;
                 let index = position(group, &request.volume.name)?;
                 let more = request.extents.minus(group.logical_volumes[index].extents);
                 let parts = allocate(group, more, &request.devices)?;
@@ -269,7 +307,7 @@ impl Inner {
                 Ok(())
             }
             Mutation::RenameVolume { volume, name } => {
-                let group = self.writable(&volume.group.name)?;
+                let group = self.whole(&volume.group.name)?;
                 if group.volume_named(&name).is_some() {
                     return Err("already exists".to_owned());
                 }
@@ -368,6 +406,22 @@ impl Inner {
                 }
                 Ok(())
             }
+            Mutation::RestorePhysicalVolume { group, device } => {
+                let group = self.writable(&group.name)?;
+                for pv in group
+                    .physical_volumes
+                    .iter_mut()
+                    .filter(|pv| pv.device.as_ref() == Some(&device))
+                {
+                    pv.missing = false;
+                    let back = &pv.uuid;
+                    for volume in &mut group.logical_volumes {
+                        volume.partial &= !volume.parts.iter().any(|part| part.physical_volume == *back);
+                    }
+                }
+                group.partial = group.physical_volumes.iter().any(|pv| pv.missing);
+                Ok(())
+            }
             Mutation::ResizePhysicalVolume { device } => {
                 let size = self.disks.get(&device).ok_or("no such device")?.size;
                 let groups = self.state.groups.iter_mut();
@@ -404,9 +458,20 @@ impl Inner {
         }
     }
 
+    /// A group in which volumes can be made.
+    fn whole(&mut self, name: &str) -> Result<&mut VolumeGroup, String> {
+        let group = self.writable(name)?;
+        if group.partial {
+            Err(format!("Cannot change VG {name} while PVs are missing."))
+        } else {
+            Ok(group)
+        }
+    }
+
+    /// A group that can be changed in other ways: LVM does so while disks are missing.
     fn writable(&mut self, name: &str) -> Result<&mut VolumeGroup, String> {
         let group = self.named(name)?;
-        if group.partial || group.exported || group.shared || group.system_id.is_some() {
+        if group.exported || group.shared || group.system_id.is_some() {
             return Err(format!("Cannot change VG {name}"));
         }
         Ok(group)

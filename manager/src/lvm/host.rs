@@ -145,6 +145,9 @@ impl Host {
             ]),
             Mutation::RemoveLabels { devices } => Line::new("pvremove", &[]).with(devices),
             Mutation::ResizePhysicalVolume { device } => Line::new("pvresize", &[]).with([device]),
+            Mutation::RestorePhysicalVolume { group, device } => {
+                Line::new("vgextend", &["--restoremissing"]).with([group.name, device])
+            }
         }
     }
 
@@ -152,7 +155,7 @@ impl Host {
     fn finish(&self, line: Line) -> Line {
         let mut common = Vec::new();
         if self.metadata_only {
-            common.extend(["--driverloaded".to_owned(), "n".to_owned()]);
+            common.extend(["--driverloaded", "n", "--config", "backup { backup=0 archive=0 }"].map(str::to_owned));
         }
         if !self.devices.is_empty() {
             common.extend(["--devices".to_owned(), self.devices.join(",")]);
