@@ -1,0 +1,154 @@
+//! What every step of the manager works with.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Client, Resource};
+use quarry_crds::tags::VolumeTags;
+use quarry_crds::volume_group::ListedDisk;
+use quarry_crds::{Bytes, NodeLocalStorage};
+use quarry_process::events::Events;
+
+use crate::inventory::Inventory;
+use crate::lvm::{LogicalVolume, Lvm, State, VolumeGroup};
+use crate::metrics::Metrics;
+use crate::ready_tags::ReadyTags;
+use crate::volume_group::Groups;
+
+/// A disk to be looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// The path by which it is listed.
+    pub path: String,
+    /// The volume group that it is listed for.
+    pub volume_group: String,
+    /// Whether a kernel name such as /dev/sdb will do.
+    pub allow_unstable_names: bool,
+}
+
+/// A disk that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probed {
+    /// The path, the device and how it stands.
+    pub disk: ListedDisk,
+    /// Serial number that the disk reports.
+    pub serial: Option<String>,
+    /// Model that the disk reports.
+    pub model: Option<String>,
+    /// Whether it rotates, where that is known.
+    pub rotational: Option<bool>,
+    /// Its size.
+    pub size: Option<Bytes>,
+}
+
+/// Reads what the disks of this node are.
+pub trait Disks: Send + Sync {
+    /// Looks at each listed disk, in that order; what is not there is an answer too. Disks that are listed twice, or
+    /// for two volume groups, are refused from the second time on.
+    fn probe(&self, listings: Vec<Listing>, lvm: Arc<State>) -> BoxFuture<'_, Vec<Probed>>;
+    /// A lasting path of every disk of a model.
+    fn of_model(&self, model: String) -> BoxFuture<'_, Vec<String>>;
+}
+
+/// Makes volumes free of old data.
+pub trait Wiper: Send + Sync {
+    /// Wipes a new volume as its tags say, and checks that nothing is found on it.
+    fn wipe_new(
+        &self,
+        group: VolumeGroup,
+        volume: LogicalVolume,
+        tags: VolumeTags,
+    ) -> BoxFuture<'_, Result<(), String>>;
+    /// Wipes a volume that is about to be removed.
+    fn wipe_old(
+        &self,
+        group: VolumeGroup,
+        volume: LogicalVolume,
+        tags: VolumeTags,
+    ) -> BoxFuture<'_, Result<(), String>>;
+    /// Who has a volume open: mounts, loop devices, other devices.
+    fn holders(&self, group: VolumeGroup, volume: LogicalVolume) -> BoxFuture<'_, Vec<String>>;
+}
+
+/// What every step works with.
+pub struct Context {
+    /// The API server.
+    pub client: Client,
+    /// The name of this node.
+    pub node: String,
+    /// LVM on this node.
+    pub lvm: Arc<dyn Lvm>,
+    /// What LVM has.
+    pub inventory: Inventory,
+    /// The disks of this node.
+    pub disks: Arc<dyn Disks>,
+    /// Wiping.
+    pub wiper: Arc<dyn Wiper>,
+    /// What is said of objects.
+    pub events: Events,
+    /// Counters and times.
+    pub metrics: Metrics,
+    /// Volumes whose tag `creating` is to become `ready`.
+    pub ready_tags: ReadyTags,
+    /// How the volume groups stood at the last pass.
+    pub groups: Groups,
+    /// The objects that this node watches.
+    pub objects: Objects,
+}
+
+/// The objects that this node watches, as last seen.
+#[derive(Clone)]
+pub struct Objects {
+    /// This node itself.
+    pub node: Store<Node>,
+    /// Every StorageClass.
+    pub classes: Store<StorageClass>,
+    /// The NodeLocalStorages of this node.
+    pub storages: Store<NodeLocalStorage>,
+    /// Every claim.
+    pub claims: Store<PersistentVolumeClaim>,
+    /// The volumes of this node.
+    pub volumes: Store<PersistentVolume>,
+}
+
+impl Objects {
+    /// The class of that name.
+    #[must_use]
+    pub fn class(&self, name: &str) -> Option<Arc<StorageClass>> {
+        self.classes.get(&ObjectRef::new(name))
+    }
+
+    /// The volume of that name.
+    #[must_use]
+    pub fn volume(&self, name: &str) -> Option<Arc<PersistentVolume>> {
+        self.volumes.get(&ObjectRef::new(name))
+    }
+
+    /// The NodeLocalStorages that name a volume group, oldest first, and those being deleted left out.
+    #[must_use]
+    pub fn storages_of(&self, volume_group: &str) -> Vec<Arc<NodeLocalStorage>> {
+        let mut found = self.storages.state_filter(|storage| {
+            storage.spec.volume_group == volume_group && storage.metadata.deletion_timestamp.is_none()
+        });
+        found.sort_by(|a, b| age(a.as_ref()).cmp(&age(b.as_ref())));
+        found
+    }
+
+    /// The claim of that UID.
+    #[must_use]
+    pub fn claim_with_uid(&self, uid: &str) -> Option<Arc<PersistentVolumeClaim>> {
+        self.claims.find(|claim| claim.metadata.uid.as_deref() == Some(uid))
+    }
+}
+
+/// Orders objects by age, then name, so that every reading gives the same order.
+fn age<K: Resource>(object: &K) -> (Option<String>, String) {
+    let meta = object.meta();
+    (
+        meta.creation_timestamp.as_ref().map(|time| time.0.to_string()),
+        meta.name.clone().unwrap_or_default(),
+    )
+}

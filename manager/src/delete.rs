@@ -1,0 +1,186 @@
+//! PersistentVolume released → wiped → logical volume removed → finalizer and PersistentVolume gone → capacity back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::PersistentVolume;
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use kube::runtime::controller::Action;
+use quarry_crds::names::VOLUME_FINALIZER;
+use quarry_crds::persistent_volume::{Disposal, OurVolume, disposal, ours};
+use quarry_crds::tags::{VolumeState, VolumeTags};
+use quarry_process::events::Saying;
+use serde_json::json;
+use thiserror::Error;
+
+use crate::context::Context;
+use crate::lvm::{LogicalVolume, RemoveVolumeError, ReportError, State, VolumeGroup};
+
+/// A volume was not removed; it is tried again.
+#[derive(Debug, Error)]
+pub enum DeleteError {
+    /// The API server.
+    #[error("the API server did not answer as it should: {0}")]
+    Api(#[from] kube::Error),
+    /// LVM could not be read.
+    #[error("LVM could not be read: {0}")]
+    Report(#[from] ReportError),
+    /// Something stands in the way that only time or a person can change.
+    #[error("{0}")]
+    Held(String),
+    /// LVM did not remove it.
+    #[error("{0}")]
+    Remove(#[from] RemoveVolumeError),
+    /// It could not be wiped.
+    #[error("{0} could not be wiped: {1}")]
+    Wipe(String, String),
+}
+
+/// Brings a PersistentVolume of this node one step on.
+///
+/// # Errors
+/// See [`DeleteError`]; it is to be tried again later.
+pub async fn reconcile(volume: Arc<PersistentVolume>, context: Arc<Context>) -> Result<Action, DeleteError> {
+    let Some(our) = ours(&volume).filter(|our| our.node == context.node) else {
+        return Ok(Action::await_change());
+    };
+    match disposal(&volume) {
+        Disposal::Keep => mark_ready(&our, &volume, &context),
+        Disposal::Release => release(&volume, &context).await?,
+        Disposal::Remove => {
+            remove(&our, &volume, &context).await?;
+            delete_object(&volume, &context).await?;
+        }
+    }
+    Ok(Action::await_change())
+}
+
+/// A volume that was handed out is `ready`; after a crash the mark may be missing.
+fn mark_ready(our: &OurVolume, volume: &PersistentVolume, context: &Context) {
+    let state = context.inventory.get();
+    if let Some((group, logical)) = find(&state, our, &volume.name_any())
+        && VolumeTags::parse(&logical.tags).is_some_and(|tags| tags.state == VolumeState::Creating)
+    {
+        context.ready_tags.mark(group.reference_to(logical));
+    }
+}
+
+fn find<'a>(state: &'a State, our: &OurVolume, name: &str) -> Option<(&'a VolumeGroup, &'a LogicalVolume)> {
+    let group = state.group(&our.volume_group_uuid)?;
+    Some((group, group.volume_named(name)?))
+}
+
+/// Wipes and removes the logical volume; done where it is certainly gone already.
+async fn remove(our: &OurVolume, volume: &PersistentVolume, context: &Context) -> Result<(), DeleteError> {
+    let name = volume.name_any();
+    let state = context.inventory.get();
+    if let Some((group, logical)) = find(&state, our, &name) {
+        let tags = VolumeTags::parse(&logical.tags).filter(|tags| tags.claim_uid == our.claim_uid);
+        let Some(tags) = tags else {
+            return Err(DeleteError::Held(format!(
+                "{}/{name} does not have Quarry's tags for this volume and is left alone; remove it by hand if it is \
+                 not needed",
+                group.name
+            )));
+        };
+        let holders = context.wiper.holders(group.clone(), logical.clone()).await;
+        if !holders.is_empty() {
+            return Err(DeleteError::Held(format!(
+                "{}/{name} is in use: {}",
+                group.name,
+                holders.join(", ")
+            )));
+        }
+        context
+            .wiper
+            .wipe_old(group.clone(), logical.clone(), tags)
+            .await
+            .map_err(|error| DeleteError::Wipe(format!("{}/{name}", group.name), error))?;
+        let done = context.lvm.remove_volume(group.reference_to(logical)).await?;
+        context.inventory.set(done.state);
+        return Ok(());
+    }
+    // Not there as far as we know: only a fresh and full reading of a whole group is proof.
+    let state = context.inventory.refresh().await?;
+    let group = state.group(&our.volume_group_uuid);
+    match group {
+        Some(group) if state.incomplete.is_none() && !group.partial => {
+            if group.volume_named(&name).is_some() {
+                return Err(DeleteError::Held(format!("{}/{name} was seen only now", group.name)));
+            }
+            Ok(())
+        }
+        _ => Err(DeleteError::Held(format!(
+            "volume group {} (UUID {}) is missing or not whole on node {}, so nobody can say whether the logical volume \
+             still exists; bring its disks back, or, if they are lost for good, remove the finalizer {VOLUME_FINALIZER} \
+             from this PersistentVolume",
+            our.volume_group, our.volume_group_uuid, context.node
+        ))),
+    }
+}
+
+/// Deletes the PersistentVolume, whose logical volume is gone.
+async fn delete_object(volume: &PersistentVolume, context: &Context) -> Result<(), DeleteError> {
+    let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
+    if volume.metadata.deletion_timestamp.is_none() {
+        let preconditions = Preconditions {
+            uid: volume.uid(),
+            resource_version: None,
+        };
+        let params = DeleteParams {
+            preconditions: Some(preconditions),
+            ..DeleteParams::default()
+        };
+        match volumes.delete(&volume.name_any(), &params).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    release(volume, context).await
+}
+
+/// Takes our finalizer off, under the UID that was seen.
+async fn release(volume: &PersistentVolume, context: &Context) -> Result<(), DeleteError> {
+    let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
+    let Some(live) = volumes.get_opt(&volume.name_any()).await? else {
+        return Ok(());
+    };
+    if live.uid() != volume.uid() {
+        return Ok(());
+    }
+    let left: Vec<&String> = live
+        .finalizers()
+        .iter()
+        .filter(|finalizer| *finalizer != VOLUME_FINALIZER)
+        .collect();
+    let patch = json!({"metadata": {"resourceVersion": live.resource_version(), "finalizers": left}});
+    match volumes
+        .patch(&volume.name_any(), &PatchParams::default(), &Patch::Merge(patch))
+        .await
+    {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Says on the volume why it is still there, and when it is tried again.
+pub fn failed(volume: Arc<PersistentVolume>, error: &DeleteError, context: Arc<Context>, delay: Duration) {
+    let note = format!(
+        "node {}: {error}; tried again in {} s",
+        context.node,
+        delay.as_secs().max(1)
+    );
+    if matches!(error, DeleteError::Api(_)) {
+        tracing::warn!(volume = volume.name_any(), %error, "not removed yet");
+        return;
+    }
+    tokio::spawn(async move {
+        context
+            .events
+            .say(&*volume, Saying::warning("VolumeFailedDelete", note))
+            .await;
+    });
+}

@@ -1,0 +1,396 @@
+//! Claim → logical volume → PersistentVolume; and the way back to the scheduler where that fails.
+//!
+//! Every step starts from what is there and is idempotent by claim UID. The order that may not be broken: a volume is
+//! wiped before its PersistentVolume exists; and on the way back, the logical volume is gone before the true capacity is
+//! published, and that before `selected-node` is cleared (with the resourceVersion that was seen), and then the event.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::runtime::controller::Action;
+use kube::{Resource, ResourceExt};
+use quarry_crds::claim::{self, VolumeMode};
+use quarry_crds::names::{HOSTNAME_LABEL, SELECTED_NODE, volume_name};
+use quarry_crds::persistent_volume::{self, Placed};
+use quarry_crds::provisioning::{Provision, Step, step};
+use quarry_crds::tags::{self, VolumeState, VolumeTags, Wipe};
+use quarry_process::events::Saying;
+use serde_json::json;
+use thiserror::Error;
+
+use crate::context::Context;
+use crate::lvm::{CreateVolume, CreateVolumeError, LogicalVolume, RemoveVolumeError, ReportError, State, VolumeGroup};
+use crate::{immediate, volume_group};
+
+/// A claim was not served; it is tried again.
+#[derive(Debug, Error)]
+pub enum ProvisionError {
+    /// The API server.
+    #[error("the API server did not answer as it should: {0}")]
+    Api(#[from] kube::Error),
+    /// LVM could not be read.
+    #[error("LVM could not be read: {0}")]
+    Report(#[from] ReportError),
+    /// The volume was not made, and nobody knows whether part of it is there, or it is there and not ours.
+    #[error("{0}")]
+    Create(CreateVolumeError),
+    /// A volume that is not to stay was not removed.
+    #[error("the volume made for the claim could not be removed: {0}")]
+    Remove(#[from] RemoveVolumeError),
+    /// The volume is there, but holds old data.
+    #[error("the new volume could not be wiped: {0}")]
+    Wipe(String),
+    /// The node cannot be named in a PersistentVolume.
+    #[error("node {0} has no label {HOSTNAME_LABEL}; kubelet sets it: is the node registered?")]
+    NoHostname(String),
+    /// Something else has the name of the volume.
+    #[error("{0}")]
+    NameTaken(String),
+    /// The status could not be published, so the scheduler must not be asked yet.
+    #[error("the capacity could not be published: {0}")]
+    Publish(#[from] volume_group::GroupError),
+}
+
+/// Why a claim goes back to the scheduler.
+struct NoVolume {
+    volume_group: String,
+    why: String,
+}
+
+/// Brings a claim one step on.
+///
+/// # Errors
+/// See [`ProvisionError`]; the claim is to be tried again later.
+pub async fn reconcile(claim: Arc<PersistentVolumeClaim>, context: Arc<Context>) -> Result<Action, ProvisionError> {
+    let class = claim::class_name(&claim).and_then(|name| context.objects.class(name));
+    match step(&claim, class.as_deref(), &context.node) {
+        Step::Nothing => Ok(Action::await_change()),
+        Step::AwaitClass => Ok(Action::requeue(std::time::Duration::from_secs(5))),
+        Step::Refuse { reason, message } => {
+            if is_in_class(&context, class.as_deref()) || claim::selected_node(&claim).is_some() {
+                context.events.say(&*claim, Saying::warning(reason, message)).await;
+            }
+            Ok(Action::await_change())
+        }
+        Step::Take(provision) => immediate::take(&claim, &provision, &context).await,
+        Step::Provision(provision) => {
+            let Some(class) = class else {
+                return Ok(Action::await_change());
+            };
+            serve(&claim, &class, &provision, &context).await
+        }
+    }
+}
+
+/// Whether this node has a NodeLocalStorage of the class.
+fn is_in_class(context: &Context, class: Option<&StorageClass>) -> bool {
+    let name = class.and_then(|class| class.metadata.name.as_deref());
+    context
+        .objects
+        .storages
+        .find(|storage| Some(storage.spec.storage_class_name.as_str()) == name)
+        .is_some()
+}
+
+async fn serve(
+    claim: &PersistentVolumeClaim,
+    class: &StorageClass,
+    provision: &Provision,
+    context: &Context,
+) -> Result<Action, ProvisionError> {
+    let name = volume_name(&provision.request.uid);
+    if context.objects.volume(&name).is_some() {
+        return Ok(Action::await_change());
+    }
+    let begun = Instant::now();
+    let (group, volume) = match find_or_create(provision, class, context).await? {
+        Ok(found) => found,
+        Err(no_volume) => return give_back(claim, provision, no_volume, context).await,
+    };
+    let Some(tags) = VolumeTags::parse(&volume.tags) else {
+        return Err(ProvisionError::NameTaken(format!(
+            "{}/{} has lost its tags",
+            group.name, volume.name
+        )));
+    };
+    // What is still `creating` was perhaps interrupted before it was wiped.
+    context
+        .wiper
+        .wipe_new(group.clone(), volume.clone(), tags)
+        .await
+        .map_err(ProvisionError::Wipe)?;
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &namespace(claim));
+    let live = claims.get_opt(&claim.name_any()).await?;
+    let Some(live) = live.filter(|live| is_still_ours(live, claim, &context.node)) else {
+        tracing::info!(claim = claim.name_any(), "no longer wanted here; its volume is removed");
+        remove(&group, &volume, context).await?;
+        return Ok(Action::await_change());
+    };
+    let hostname = hostname(context)?;
+    let placed = Placed {
+        node: &context.node,
+        hostname: &hostname,
+        volume_group: &group.name,
+        volume_group_uuid: &group.uuid,
+        size: volume.size,
+    };
+    let persistent = persistent_volume::build(&live, &provision.request, class, provision.parameters.fs_type, &placed);
+    create_persistent_volume(&persistent, &provision.request.uid, context).await?;
+    context.ready_tags.mark(group.reference_to(&volume));
+    context.metrics.provisioned(begun.elapsed());
+    let note = format!(
+        "Successfully provisioned volume {name} of {} on node {}",
+        volume.size, context.node
+    );
+    context
+        .events
+        .say(&live, Saying::normal("ProvisioningSucceeded", note))
+        .await;
+    Ok(Action::await_change())
+}
+
+/// The volume of a claim, made where it is not there yet; or why this node has none for it.
+async fn find_or_create(
+    provision: &Provision,
+    class: &StorageClass,
+    context: &Context,
+) -> Result<Result<(VolumeGroup, LogicalVolume), NoVolume>, ProvisionError> {
+    let request = &provision.request;
+    let wanted = &provision.parameters.volume_group;
+    let name = volume_name(&request.uid);
+    let state = context.inventory.get();
+    if let Some((group, volume)) = find(&state, &name) {
+        return reuse(group, volume, wanted, provision, context).await;
+    }
+    let no_volume = |why: String| {
+        Ok(Err(NoVolume {
+            volume_group: wanted.clone(),
+            why,
+        }))
+    };
+    let group = match volume_group::usable(context, wanted) {
+        Ok(group) => group,
+        Err(why) => return no_volume(why),
+    };
+    let extents = group.extent_size.holding(request.size);
+    let class_name = class.metadata.name.clone().unwrap_or_default();
+    let tags = VolumeTags {
+        claim_uid: request.uid.clone(),
+        class: class_name,
+        state: VolumeState::Creating,
+        // A pod could read every block of a raw volume, so nothing old may be left on any.
+        wipe: if request.volume_mode == VolumeMode::Block {
+            Wipe::Zero
+        } else {
+            Wipe::Signatures
+        },
+        mode: match request.volume_mode {
+            VolumeMode::Block => tags::VolumeMode::Block,
+            VolumeMode::Filesystem => tags::VolumeMode::Filesystem,
+        },
+    };
+    let create = CreateVolume {
+        group: group.reference(),
+        name: name.clone(),
+        extents,
+        tags: tags.to_vec(),
+        devices: volume_group::best_devices(&group, extents),
+    };
+    let asked = request.size;
+    match context.lvm.create_volume(create).await {
+        Ok(done) => {
+            let volume = done.value.clone();
+            context.inventory.set(done.state);
+            Ok(Ok((group, volume)))
+        }
+        Err(CreateVolumeError::NoRoom { free, .. }) => {
+            let free = group.extent_size.size_of(free).unwrap_or_default();
+            no_volume(format!("{asked} ({extents} extents) asked, {free} free"))
+        }
+        Err(error @ (CreateVolumeError::GroupMissing(_) | CreateVolumeError::MetadataFull { .. })) => {
+            no_volume(format!("{asked} asked; {error}"))
+        }
+        Err(error @ CreateVolumeError::GroupUnusable { .. }) => no_volume(format!("{asked} asked; {error}")),
+        // LVM refused and nothing was made: a disk that does not answer, for example. Another node may do better.
+        Err(error @ CreateVolumeError::Refused(_)) => no_volume(format!("{asked} asked; {error}")),
+        Err(CreateVolumeError::Incomplete { volume, cause }) => {
+            tracing::warn!(%cause, volume = volume.name, "made, but not as it should be; removed again");
+            remove(&group, &volume, context).await?;
+            no_volume(format!("{asked} asked; {cause}"))
+        }
+        // There is something of that name: read, and decide on what is there.
+        Err(error) => {
+            context.inventory.refresh().await?;
+            Err(ProvisionError::Create(error))
+        }
+    }
+}
+
+/// Takes up a volume that a former attempt made for the claim.
+async fn reuse(
+    group: &VolumeGroup,
+    volume: &LogicalVolume,
+    wanted: &str,
+    provision: &Provision,
+    context: &Context,
+) -> Result<Result<(VolumeGroup, LogicalVolume), NoVolume>, ProvisionError> {
+    let ours = VolumeTags::parse(&volume.tags).is_some_and(|tags| tags.claim_uid == provision.request.uid);
+    if !ours {
+        return Err(ProvisionError::NameTaken(format!(
+            "node {}: logical volume {}/{} exists but was not made by Quarry for this claim; rename it with \"lvrename\"",
+            context.node, group.name, volume.name
+        )));
+    }
+    if group.name == wanted && volume.size >= provision.request.size && !volume.partial {
+        return Ok(Ok((group.clone(), volume.clone())));
+    }
+    // Never handed out (there is no PersistentVolume), and not what is asked for.
+    remove(group, volume, context).await?;
+    Err(ProvisionError::NameTaken(format!(
+        "{}/{} did not fit the claim and was removed",
+        group.name, volume.name
+    )))
+}
+
+/// Gives a claim back to the scheduler: nothing of it is left here, the capacity is published, then it is let go.
+async fn give_back(
+    claim: &PersistentVolumeClaim,
+    provision: &Provision,
+    no_volume: NoVolume,
+    context: &Context,
+) -> Result<Action, ProvisionError> {
+    let state = context.inventory.refresh().await?;
+    if let Some(incomplete) = &state.incomplete {
+        // What is not listed may still exist, so nobody may look for room elsewhere yet.
+        tracing::warn!(%incomplete, "LVM sees only a part; the claim is kept");
+        return Ok(Action::requeue(std::time::Duration::from_secs(5)));
+    }
+    if let Some((group, volume)) = find(&state, &volume_name(&provision.request.uid)) {
+        remove(group, volume, context).await?;
+    }
+    volume_group::publish(context, &no_volume.volume_group).await?;
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &namespace(claim));
+    let patch = json!({"metadata": {
+        "resourceVersion": claim.resource_version(),
+        "annotations": {SELECTED_NODE: null},
+    }});
+    match claims
+        .patch(&claim.name_any(), &PatchParams::default(), &Patch::Merge(patch))
+        .await
+    {
+        Ok(_) => {}
+        // Somebody changed it meanwhile: what it says now is to be looked at first.
+        Err(kube::Error::Api(status)) if status.is_conflict() => {
+            return Ok(Action::requeue(std::time::Duration::from_millis(200)));
+        }
+        Err(kube::Error::Api(status)) if status.is_not_found() => return Ok(Action::await_change()),
+        Err(error) => return Err(error.into()),
+    }
+    context.metrics.given_back();
+    let note = format!(
+        "node {}, volume group {}: {}; asked the scheduler to choose again",
+        context.node, no_volume.volume_group, no_volume.why
+    );
+    context
+        .events
+        .say(claim, Saying::warning("ProvisioningFailed", note))
+        .await;
+    Ok(Action::await_change())
+}
+
+/// Creates the PersistentVolume, or finds that a former attempt did.
+async fn create_persistent_volume(
+    volume: &PersistentVolume,
+    claim_uid: &str,
+    context: &Context,
+) -> Result<(), ProvisionError> {
+    let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
+    match volumes.create(&PostParams::default(), volume).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_already_exists() => {
+            let there = volumes.get(&volume.name_any()).await?;
+            let of = there
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.claim_ref.as_ref()?.uid.as_deref());
+            if of == Some(claim_uid) && persistent_volume::ours(&there).is_some_and(|ours| ours.node == context.node) {
+                return Ok(());
+            }
+            let name = volume.name_any();
+            Err(ProvisionError::NameTaken(format!(
+                "PersistentVolume {name} exists and is of something else; delete it"
+            )))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes a volume that was never handed out.
+///
+/// # Errors
+/// LVM did not remove it.
+pub async fn remove(group: &VolumeGroup, volume: &LogicalVolume, context: &Context) -> Result<(), RemoveVolumeError> {
+    let done = context.lvm.remove_volume(group.reference_to(volume)).await?;
+    context.inventory.set(done.state);
+    Ok(())
+}
+
+/// The volume of that name, in whichever group.
+#[must_use]
+pub fn find<'a>(state: &'a State, name: &str) -> Option<(&'a VolumeGroup, &'a LogicalVolume)> {
+    state
+        .groups
+        .iter()
+        .find_map(|group| Some((group, group.volume_named(name)?)))
+}
+
+/// Whether a claim as it is now is the one that a volume was made for, and still selected to this node.
+fn is_still_ours(live: &PersistentVolumeClaim, seen: &PersistentVolumeClaim, node: &str) -> bool {
+    live.metadata.uid == seen.metadata.uid
+        && live.metadata.deletion_timestamp.is_none()
+        && !claim::is_bound(live)
+        && claim::selected_node(live) == Some(node)
+}
+
+fn hostname(context: &Context) -> Result<String, ProvisionError> {
+    let label = context
+        .objects
+        .node
+        .state()
+        .first()
+        .and_then(|node| node.meta().labels.as_ref()?.get(HOSTNAME_LABEL).cloned());
+    label.ok_or_else(|| ProvisionError::NoHostname(context.node.clone()))
+}
+
+/// The namespace of a claim.
+#[must_use]
+pub fn namespace(claim: &PersistentVolumeClaim) -> String {
+    claim.metadata.namespace.clone().unwrap_or_default()
+}
+
+/// Says on the claim why it is not served yet, and when it is tried again.
+pub fn failed(
+    claim: Arc<PersistentVolumeClaim>,
+    error: &ProvisionError,
+    context: Arc<Context>,
+    delay: std::time::Duration,
+) {
+    if matches!(error, ProvisionError::Api(_) | ProvisionError::Publish(_)) {
+        tracing::warn!(claim = claim.name_any(), %error, "not served yet");
+        return;
+    }
+    let note = format!(
+        "node {}: {error}; tried again here in {} s",
+        context.node,
+        delay.as_secs().max(1)
+    );
+    tokio::spawn(async move {
+        context
+            .events
+            .say(&*claim, Saying::warning("ProvisioningFailed", note))
+            .await;
+    });
+}

@@ -1,0 +1,320 @@
+//! Starts everything, in the order that matters: volumes are active before anything else, then objects are watched.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::runtime::controller::{self, Controller};
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource};
+use prometheus_client::registry::Registry;
+use quarry_crds::names::{EVENT_COMPONENT, NODE_LABEL};
+use quarry_crds::{NodeLocalStorage, labels, tags};
+use quarry_process::events::Events;
+use quarry_process::{Ready, Shutdown};
+use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
+
+use crate::args::Args;
+use crate::context::{Context, Objects};
+use crate::host::{HostDisks, HostWiper};
+use crate::inventory::Inventory;
+use crate::lvm::{HostLvm, HostOptions, Lvm};
+use crate::metrics::Metrics;
+use crate::ready_tags::{self, ReadyTags};
+use crate::retry::Retry;
+use crate::uevent::BlockEvents;
+use crate::volume_group::Groups;
+use crate::{capacity, delete, leftovers, provision};
+
+/// Runs the manager until it is told to stop, and then until LVM has ended what it was doing.
+///
+/// # Errors
+/// Something without which nothing can be done is missing; the text says what.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let ready = Ready::default();
+    quarry_process::build_info(&mut registry, "manager", env!("CARGO_PKG_VERSION"));
+    let shutdown = Shutdown::on_signals().context("signals cannot be received")?;
+    let admin = quarry_process::serve_admin(args.admin_listen, Arc::new(registry), ready.clone(), shutdown.clone());
+    let admin = tokio::spawn(admin);
+
+    let observer = metrics.clone();
+    let lvm: Arc<dyn Lvm> = Arc::new(
+        HostLvm::new(HostOptions {
+            observer: Some(Arc::new(move |stat| {
+                observer.command(stat.command, stat.result, stat.duration)
+            })),
+            ..HostOptions::default()
+        })
+        .context("LVM cannot be used")?,
+    );
+    let lvm_part = ready.part("LVM");
+    let inventory = Inventory::open(lvm.clone()).await.context("LVM cannot be read")?;
+    activate(&*lvm, &inventory).await;
+    lvm_part.set();
+
+    let client = Client::try_default()
+        .await
+        .context("the API server cannot be reached")?;
+    let (objects, controllers, changed) = watch(&client, &args, &ready, &shutdown);
+    let (ready_tags, waiting) = ReadyTags::new();
+    tokio::spawn(ready_tags::run(
+        waiting,
+        lvm.clone(),
+        inventory.clone(),
+        shutdown.clone(),
+    ));
+    tokio::spawn(inventory.clone().keep(BlockEvents::listen(), shutdown.clone()));
+    let context = Arc::new(Context {
+        events: Events::new(client.clone(), EVENT_COMPONENT, args.node_name.clone()),
+        client,
+        node: args.node_name.clone(),
+        disks: Arc::new(HostDisks::new(args.proc.clone())),
+        wiper: Arc::new(HostWiper::new(args.proc.clone())),
+        lvm: lvm.clone(),
+        inventory,
+        metrics,
+        ready_tags,
+        groups: Groups::default(),
+        objects,
+    });
+    tracing::info!(node = args.node_name, "running");
+    tokio::select! {
+        () = controllers.run(context, changed, args.concurrency, shutdown) => {}
+        served = admin => served.context("the admin server ended")?.context("the admin port cannot be served")?,
+    }
+    // What LVM is doing is done to its end; nothing new begins.
+    let _settled = lvm.settle().await;
+    Ok(())
+}
+
+/// Activates every volume of every group of ours, as is needed after a reboot before a pod can mount it.
+async fn activate(lvm: &dyn Lvm, inventory: &Inventory) {
+    let state = inventory.get();
+    for group in state.groups.iter().filter(|group| tags::is_ours(&group.tags)) {
+        if group.logical_volumes.iter().all(|volume| volume.active == Some(true)) {
+            continue;
+        }
+        match lvm.activate_group(group.reference()).await {
+            Ok(done) => inventory.set(done.state),
+            Err(error) => tracing::error!(volume_group = group.name, %error, "its volumes were not all activated"),
+        }
+    }
+}
+
+struct Controllers {
+    claims: Controller<PersistentVolumeClaim>,
+    volumes: Controller<PersistentVolume>,
+    objects: Objects,
+    ready: Ready,
+}
+
+fn watch(client: &Client, args: &Args, ready: &Ready, shutdown: &Shutdown) -> (Objects, Controllers, Arc<Notify>) {
+    let changed = Arc::new(Notify::new());
+    let of_node = watcher::Config::default().fields(&format!("metadata.name={}", args.node_name));
+    let here = watcher::Config::default().fields(&format!("spec.nodeName={}", args.node_name));
+    let held = watcher::Config::default().labels(&format!("{NODE_LABEL}={}", labels::value(&args.node_name)));
+    let claims = Controller::new(Api::all(client.clone()), watcher::Config::default());
+    let volumes = Controller::new(Api::all(client.clone()), held);
+    let objects = Objects {
+        // kubelet writes the node's status every few seconds; only its labels matter here.
+        node: reflect(
+            Api::<Node>::all(client.clone()),
+            of_node,
+            changed.clone(),
+            shutdown,
+            |node| format!("{:?}", node.metadata.labels),
+        ),
+        classes: reflect(
+            Api::<StorageClass>::all(client.clone()),
+            watcher::Config::default(),
+            changed.clone(),
+            shutdown,
+            version,
+        ),
+        storages: reflect(
+            Api::<NodeLocalStorage>::all(client.clone()),
+            here,
+            changed.clone(),
+            shutdown,
+            version,
+        ),
+        claims: claims.store(),
+        volumes: volumes.store(),
+    };
+    (
+        objects.clone(),
+        Controllers {
+            claims,
+            volumes,
+            objects,
+            ready: ready.clone(),
+        },
+        changed,
+    )
+}
+
+fn version<K: Resource>(object: &K) -> String {
+    format!(
+        "{:?}{:?}",
+        object.meta().resource_version,
+        object.meta().deletion_timestamp
+    )
+}
+
+/// Watches objects into a store, and notifies where what matters of one changed.
+fn reflect<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    changed: Arc<Notify>,
+    shutdown: &Shutdown,
+    matters: impl Fn(&K) -> String + Send + 'static,
+) -> Store<K>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let (store, writer) = reflector::store();
+    let stream = watcher(api, config).default_backoff().reflect(writer);
+    let shutdown = Box::pin(asked(shutdown));
+    tokio::spawn(async move {
+        let mut seen = std::collections::HashMap::new();
+        let mut stream = Box::pin(stream.take_until(shutdown));
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => {
+                    let now = matters(&object);
+                    if seen.insert(ObjectRef::from_obj(&object), now.clone()) != Some(now) {
+                        changed.notify_one();
+                    }
+                }
+                Ok(watcher::Event::Delete(object)) => {
+                    seen.remove(&ObjectRef::from_obj(&object));
+                    changed.notify_one();
+                }
+                Ok(watcher::Event::InitDone) => changed.notify_one(),
+                Ok(watcher::Event::Init) => {}
+                Err(error) => tracing::warn!(%error, "a watch was interrupted"),
+            }
+        }
+    });
+    store
+}
+
+impl Controllers {
+    async fn run(self, context: Arc<Context>, changed: Arc<Notify>, concurrency: u16, shutdown: Shutdown) {
+        let config = controller::Config::default().concurrency(concurrency);
+        let claim_retry = Retry::default();
+        let volume_retry = Retry::default();
+        let claims = self
+            .claims
+            .with_config(config.clone())
+            .graceful_shutdown_on(asked(&shutdown))
+            .run(
+                {
+                    let retry = claim_retry.clone();
+                    move |claim, context| {
+                        let retry = retry.clone();
+                        async move {
+                            let key = ObjectRef::from_obj(&*claim).to_string();
+                            let result = provision::reconcile(claim, context).await;
+                            retry.note(&key, result.is_ok());
+                            result
+                        }
+                    }
+                },
+                move |claim, error, context| {
+                    context.metrics.failed("claim");
+                    let delay = claim_retry.delay(&ObjectRef::from_obj(&*claim).to_string());
+                    provision::failed(claim, error, context, delay);
+                    controller::Action::requeue(delay)
+                },
+                context.clone(),
+            );
+        let volumes = self
+            .volumes
+            .with_config(config)
+            .graceful_shutdown_on(asked(&shutdown))
+            .run(
+                {
+                    let retry = volume_retry.clone();
+                    move |volume, context| {
+                        let retry = retry.clone();
+                        async move {
+                            let key = ObjectRef::from_obj(&*volume).to_string();
+                            let result = delete::reconcile(volume, context).await;
+                            retry.note(&key, result.is_ok());
+                            result
+                        }
+                    }
+                },
+                move |volume, error, context| {
+                    context.metrics.failed("volume");
+                    let delay = volume_retry.delay(&ObjectRef::from_obj(&*volume).to_string());
+                    delete::failed(volume, error, context, delay);
+                    controller::Action::requeue(delay)
+                },
+                context.clone(),
+            );
+        let passes = async {
+            if filled(&self.objects, &self.ready).await {
+                let leftovers = leftovers::keep_away(context.clone(), shutdown.clone());
+                tokio::join!(
+                    capacity::keep_true(context.clone(), changed, shutdown.clone()),
+                    leftovers
+                );
+            }
+        };
+        tokio::select! {
+            ((), (), ()) = async { tokio::join!(drain(claims), drain(volumes), passes) } => {}
+            () = async { shutdown.wait().await; tokio::time::sleep(Duration::from_secs(125)).await; } => {}
+        }
+    }
+}
+
+/// Waits until every watch has listed what there is.
+async fn filled(objects: &Objects, ready: &Ready) -> bool {
+    let parts = [
+        "Node",
+        "StorageClasses",
+        "NodeLocalStorages",
+        "PersistentVolumeClaims",
+        "PersistentVolumes",
+    ]
+    .map(|kind| ready.part(kind));
+    let waits = async {
+        objects.node.wait_until_ready().await?;
+        parts[0].set();
+        objects.classes.wait_until_ready().await?;
+        parts[1].set();
+        objects.storages.wait_until_ready().await?;
+        parts[2].set();
+        objects.claims.wait_until_ready().await?;
+        parts[3].set();
+        objects.volumes.wait_until_ready().await?;
+        parts[4].set();
+        Ok::<_, reflector::store::WriterDropped>(())
+    };
+    waits.await.is_ok()
+}
+
+/// Polls a controller to its end; its own errors were dealt with by its error policy.
+async fn drain<T, E: std::fmt::Display>(stream: impl Stream<Item = Result<T, E>>) {
+    let mut stream = Box::pin(stream);
+    while let Some(result) = stream.next().await {
+        if let Err(error) = result {
+            tracing::debug!(%error, "reconciliation");
+        }
+    }
+}
+
+/// Ends once the end was asked for.
+fn asked(shutdown: &Shutdown) -> impl Future<Output = ()> + Send + Sync + 'static {
+    let shutdown = shutdown.clone();
+    async move { shutdown.wait().await }
+}

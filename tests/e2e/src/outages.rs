@@ -1,0 +1,4 @@
+//! (being written)
+
+/// The cases.
+pub const CASES: &[crate::test::Case] = &[];
