@@ -52,8 +52,13 @@ pub(crate) enum Answer {
     Failed(String),
 }
 
-/// Asks the agent of a node, patiently: for as long as the program runs.
-pub(crate) async fn ask(namespace: &Namespace, node: &str, address: SocketAddr, request: &Request) -> Result<Answer> {
+/// Asks the agent of a node, patiently: for as long as the program runs. The connection comes back with the answer.
+pub(crate) async fn converse(
+    namespace: &Namespace,
+    node: &str,
+    address: SocketAddr,
+    request: &Request,
+) -> Result<(BufReader<TcpStream>, Answer)> {
     let failed = |message: String| BedError::Agent { node: node.to_owned(), message };
     let namespace = namespace.clone();
     let connect = move || namespace.connect(address, Duration::from_secs(5));
@@ -63,7 +68,9 @@ pub(crate) async fn ask(namespace: &Namespace, node: &str, address: SocketAddr, 
     let mut stream = BufReader::new(stream);
     let during = || format!("node {node}: the connection to its agent broke");
     send(&mut stream, request).await.during(during)?;
-    receive(&mut stream).await.during(during)?.ok_or_else(|| failed("the connection to its agent ended without an answer".to_owned()))
+    let answer = receive(&mut stream).await.during(during)?;
+    let answer = answer.ok_or_else(|| failed("the connection to its agent ended without an answer".to_owned()))?;
+    Ok((stream, answer))
 }
 
 /// Writes one message.

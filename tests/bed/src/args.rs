@@ -96,6 +96,20 @@ enum Command {
         #[arg(long)]
         extra: Vec<u64>,
     },
+    /// Take a disk from a running node.
+    Take {
+        /// The node.
+        node: String,
+        /// The disk, by stable path or serial number.
+        disk: String,
+    },
+    /// Give it back.
+    Return {
+        /// The node.
+        node: String,
+        /// The disk, by stable path or serial number.
+        disk: String,
+    },
     /// Stop a process of the control plane: etcd, kube-apiserver, kube-controller-manager, kube-scheduler.
     Stop {
         /// The process.
@@ -179,6 +193,8 @@ async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
             let extra = extra.into_iter().map(|size| size << 30).collect();
             Cluster::attach(name).await?.node(&node)?.boot(Boot { order, without, read_only, extra }).await?;
         }
+        Command::Take { node, disk } => Cluster::attach(name).await?.node(&node)?.take_disk(&disk).await?,
+        Command::Return { node, disk } => Cluster::attach(name).await?.node(&node)?.return_disk(&disk).await?,
         Command::Stop { process } => Cluster::attach(name).await?.stop(process).await?,
         Command::Start { process } => Cluster::attach(name).await?.start(process).await?,
         Command::Load { archives } => {

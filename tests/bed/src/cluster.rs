@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -182,6 +183,16 @@ impl Cluster {
             Ok::<_, BedError>(())
         };
         try_join_all(nodes.iter().map(load)).await.map(drop)
+    }
+
+    /// A connection to an address within the cluster's network: of a pod, a node, or a process of the control plane.
+    pub async fn connect(&self, address: SocketAddr) -> Result<tokio::net::TcpStream> {
+        let namespace = Namespace::of(&self.state.name);
+        let broken = |error: std::io::Error| BedError::Io { action: format!("cannot connect to {address}"), source: error };
+        let connect = move || namespace.connect(address, Duration::from_secs(5));
+        let stream = tokio::task::spawn_blocking(connect).await.map_err(|error| broken(error.into()))??;
+        stream.set_nonblocking(true).map_err(broken)?;
+        tokio::net::TcpStream::from_std(stream).map_err(broken)
     }
 
     /// Stops a process of the control plane in an orderly way.

@@ -11,6 +11,7 @@ use std::{
 use k8s_openapi::api::core::v1::Node as KubeNode;
 use kube::Api;
 use nix::sys::signal::Signal;
+use tokio::{io::BufReader, net::TcpStream};
 
 use crate::{
     agent::{self, Answer, Request},
@@ -87,6 +88,16 @@ impl Node {
             Ok(output.stdout)
         } else {
             Err(command::failed(&format!("{}: {}", self.name(), command::words(&argv)), &output))
+        }
+    }
+
+    /// A connection to a port of the node's loopback.
+    pub async fn connect(&self, port: u16) -> Result<BufReader<TcpStream>> {
+        let address = SocketAddr::from((network::node_address(self.state.index), agent::PORT));
+        let (stream, answer) = agent::converse(&self.namespace(), self.name(), address, &Request::Connect(port)).await?;
+        match answer {
+            Answer::Failed(message) => Err(self.error(format!("127.0.0.1:{port}: {message}"))),
+            Answer::Done | Answer::Output(_) => Ok(stream),
         }
     }
 
@@ -250,7 +261,7 @@ impl Node {
     fn machine_daemon(&self, folder: &std::path::Path, config: &std::path::Path, attached: Vec<String>) -> Result<Daemon> {
         let kernel = &self.cluster.kernel;
         let uml = folder.join("uml");
-        let _ = std::fs::remove_dir_all(uml.join(self.name()));
+        let _ = std::fs::remove_dir_all(self.kernel_folder());
         folders::make(&uml)?;
         let mut argv = vec![
             kernel.program.display().to_string(),
@@ -287,6 +298,11 @@ impl Node {
         self.cluster.folder().join("log").join(format!("{}.log", self.state.name))
     }
 
+    /// The folder with the kernel's own files.
+    pub(crate) fn kernel_folder(&self) -> PathBuf {
+        self.cluster.folder().join("uml").join(&self.state.name)
+    }
+
     fn machine(&self) -> Running {
         Running::of(&self.cluster.folder(), &self.state.name)
     }
@@ -297,7 +313,7 @@ impl Node {
 
     async fn ask(&self, request: &Request) -> Result<Answer> {
         let address = SocketAddr::from((network::node_address(self.state.index), agent::PORT));
-        agent::ask(&self.namespace(), self.name(), address, request).await
+        Ok(agent::converse(&self.namespace(), self.name(), address, request).await?.1)
     }
 
     async fn done(&self, request: &Request) -> Result<()> {

@@ -1,0 +1,107 @@
+//! Disks taken from a running node, and given back.
+
+use std::path::PathBuf;
+
+use crate::{
+    command,
+    disks::Disk,
+    error::{BedError, Result},
+    mconsole,
+    node::Node,
+};
+
+impl Node {
+    /// Takes a disk away while the node runs: logical volumes on it answer with I/O errors from now on, and its device is gone, with a uevent.
+    ///
+    /// User-Mode Linux gives up no disk that is open. So the parts of all device-mapper devices that lie on the disk are made to fail first,
+    /// as they would with a real disk that is gone. What holds the disk itself open (a file system or a program directly on it) keeps it from
+    /// being taken, and is an error. For a disk that is missing from the beginning of a boot, see [`Boot::without`](crate::Boot::without).
+    pub async fn take_disk(&self, id: &str) -> Result<()> {
+        let disk = self.disk(id)?;
+        let device = self.run_ok(["readlink", "-e", &disk.id]).await?.trim().to_owned();
+        let name = device.trim_start_matches("/dev/").to_owned();
+        let number = self.run_ok(["cat", &format!("/sys/class/block/{name}/dev")]).await?.trim().to_owned();
+        for (volume, table) in failing(&self.run_ok(["dmsetup", "table"]).await?, &number) {
+            self.run_ok(["dmsetup", "suspend", "--noflush", "--nolockfs", &volume]).await?;
+            let loaded = self.run_with(["dmsetup", "load", &volume], Some(table)).await?;
+            // Whatever came of it, a volume must not stay suspended.
+            self.run_ok(["dmsetup", "resume", &volume]).await?;
+            if !loaded.success() {
+                return Err(command::failed(&format!("dmsetup load {volume}"), &loaded));
+            }
+        }
+        // udev may be looking at it.
+        self.run_ok(["udevadm", "settle"]).await?;
+        self.console_command(&disk, format!("remove {name}")).await?;
+        self.run_ok(["udevadm", "settle"]).await.map(drop)
+    }
+
+    /// Gives a disk back that was taken; it gets the first letter that is free. As on a real machine, logical volumes that failed go on
+    /// failing until someone refreshes them (`lvchange --refresh`).
+    pub async fn return_disk(&self, id: &str) -> Result<()> {
+        let disk = self.disk(id)?;
+        let present = self.run_ok(["ls", "/sys/class/block"]).await?;
+        let name = ('b'..='p').map(|letter| format!("ubd{letter}")).find(|name| !present.lines().any(|line| line == name));
+        let name = name.ok_or_else(|| BedError::Disk { disk: disk.id.clone(), message: "the node has no letter free".to_owned() })?;
+        self.console_command(&disk, format!("config {name}={},,{}", disk.file.display(), disk.serial)).await?;
+        self.run_ok(["udevadm", "settle"]).await.map(drop)
+    }
+
+    fn disk(&self, id: &str) -> Result<Disk> {
+        let disks = self.disks();
+        disks.iter().find(|disk| disk.is(id)).cloned().ok_or_else(|| BedError::Unknown {
+            kind: "disk",
+            name: id.to_owned(),
+            known: disks.iter().map(|disk| disk.id.as_str()).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    async fn console_command(&self, disk: &Disk, text: String) -> Result<()> {
+        let folder = self.kernel_folder();
+        let (socket, own) = (folder.join("mconsole"), folder.join("answers"));
+        let (own, asked): (PathBuf, String) = (own, text.clone());
+        let answer = tokio::task::spawn_blocking(move || mconsole::command(&socket, &own, &asked)).await;
+        match answer {
+            Ok(Ok(Ok(_))) => Ok(()),
+            Ok(Ok(Err(message))) => Err(BedError::Disk { disk: disk.id.clone(), message: format!("{text}: {message}") }),
+            Ok(Err(error)) => Err(error),
+            Err(error) => Err(BedError::Disk { disk: disk.id.clone(), message: error.to_string() }),
+        }
+    }
+}
+
+/// The device-mapper devices with parts on the device `number`, each with a table in which these parts fail.
+fn failing(tables: &str, number: &str) -> Vec<(String, String)> {
+    let mut volumes: Vec<(String, Vec<String>, bool)> = Vec::new();
+    for line in tables.lines() {
+        let Some((name, segment)) = line.split_once(": ") else { continue };
+        let fields: Vec<_> = segment.split_whitespace().collect();
+        let [start, length, ..] = fields[..] else { continue };
+        let hit = fields.contains(&number);
+        let segment = if hit { format!("{start} {length} error") } else { segment.to_owned() };
+        match volumes.iter_mut().find(|(known, ..)| known == name) {
+            Some((_, segments, any)) => {
+                segments.push(segment);
+                *any |= hit;
+            }
+            None => volumes.push((name.to_owned(), vec![segment], hit)),
+        }
+    }
+    volumes.into_iter().filter(|(.., hit)| *hit).map(|(name, segments, _)| (name, segments.join("\n") + "\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_parts_on_the_disk_fail() {
+        let tables = "vg-a: 0 8192 linear 98:16 2048\nvg-a: 8192 8192 linear 98:32 2048\nvg-b: 0 8192 linear 98:32 10240\n";
+        assert_eq!(failing(tables, "98:16"), [("vg-a".to_owned(), "0 8192 error\n8192 8192 linear 98:32 2048\n".to_owned())]);
+    }
+
+    #[test]
+    fn without_volumes_nothing_fails() {
+        assert!(failing("No devices found\n", "98:16").is_empty());
+    }
+}
