@@ -50,6 +50,22 @@ pub const fn least_size(fs_type: FsType) -> Bytes {
     }
 }
 
+/// Checks that a volume is large enough for its file system.
+///
+/// # Errors
+/// It is not; says how large it has to be.
+pub fn large_enough(size: Bytes, mode: VolumeMode, fs_type: FsType) -> Result<(), claim::ClaimError> {
+    let least = least_size(fs_type);
+    if mode == VolumeMode::Filesystem && size < least {
+        return Err(claim::ClaimError::TooSmallForFileSystem {
+            size,
+            fs_type: fs_type.as_str(),
+            least,
+        });
+    }
+    Ok(())
+}
+
 /// Checks a claim against its class: everything that can be said without knowing any node.
 ///
 /// # Errors
@@ -64,15 +80,8 @@ pub fn check(claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<Prov
         )
     })?;
     let request = claim::request(claim).map_err(|error| ("InvalidClaim", error.to_string()))?;
-    let least = least_size(parameters.fs_type);
-    if request.volume_mode == VolumeMode::Filesystem && request.size < least {
-        let error = claim::ClaimError::TooSmallForFileSystem {
-            size: request.size,
-            fs_type: parameters.fs_type.as_str(),
-            least,
-        };
-        return Err(("InvalidClaim", error.to_string()));
-    }
+    large_enough(request.size, request.volume_mode, parameters.fs_type)
+        .map_err(|error| ("InvalidClaim", error.to_string()))?;
     Ok(Provision { request, parameters })
 }
 

@@ -1,1 +1,15 @@
-//! Placeholder.
+//! Quarry's scheduler extender: tells kube-scheduler on which nodes a pod's claims have room.
+//!
+//! [`watch`] keeps [`index`]; [`server`] reads what kube-scheduler asks ([`api`]); [`handlers`] answers by [`decide`].
+
+pub mod answered;
+pub mod api;
+pub mod args;
+pub mod decide;
+pub mod handlers;
+pub mod index;
+pub mod metrics;
+pub mod node;
+pub mod objects;
+pub mod server;
+pub mod watch;

@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! Quarry's scheduler extender.
+
+use clap::Parser;
+
+fn main() -> anyhow::Result<()> {
+    quarry_extender::args::Args::parse().run()
+}

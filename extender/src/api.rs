@@ -1,0 +1,267 @@
+//! What kube-scheduler sends and expects (k8s.io/kube-scheduler `extender/v1`).
+//!
+//! The Go types carry no JSON tags: fields are PascalCase, and nil is `null`. Only what is needed is read of a pod or a
+//! node, so that large bodies are cheap.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::{IgnoredAny, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
+
+/// `ExtenderArgs`: a pod, and the nodes that it may go to so far.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct ExtenderArgs<'a> {
+    /// The pod.
+    pub pod: Pod,
+    /// The nodes as objects, where the scheduler is configured with `nodeCacheCapable: false`.
+    #[serde(borrow, default)]
+    pub nodes: Option<NodeList<'a>>,
+    /// The nodes by name, where it is configured with `nodeCacheCapable: true`.
+    #[serde(borrow, default)]
+    pub node_names: Option<Vec<Name<'a>>>,
+}
+
+/// Nodes as objects, each as it was sent.
+#[derive(Debug, Deserialize)]
+pub struct NodeList<'a> {
+    /// The nodes.
+    #[serde(borrow, default)]
+    pub items: Option<Vec<&'a RawValue>>,
+}
+
+/// A text that is copied only where JSON has written it with escapes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Name<'a>(pub Cow<'a, str>);
+
+/// What is needed of a pod.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Pod {
+    /// Who it is.
+    #[serde(default)]
+    pub metadata: Metadata,
+    /// What it wants.
+    #[serde(default)]
+    pub spec: PodSpec,
+}
+
+/// Name, namespace and UID.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Metadata {
+    /// Name.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// UID.
+    pub uid: String,
+}
+
+/// The volumes of a pod.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct PodSpec {
+    /// Its volumes.
+    #[serde(default)]
+    pub volumes: Option<Vec<Volume>>,
+}
+
+/// One volume of a pod.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Volume {
+    /// Its name in the pod.
+    pub name: String,
+    /// The claim that it uses.
+    pub persistent_volume_claim: Option<ClaimSource>,
+    /// A claim that is made for the pod.
+    pub ephemeral: Option<IgnoredAny>,
+}
+
+/// A claim by name.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClaimSource {
+    /// Name of the claim, in the pod's namespace.
+    pub claim_name: String,
+}
+
+/// A claim that a pod uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodClaim {
+    /// Its name, in the pod's namespace.
+    pub name: String,
+    /// Whether it is made for the pod, and has to be owned by it.
+    pub ephemeral: bool,
+}
+
+impl Pod {
+    /// The claims that the pod uses, each once.
+    #[must_use]
+    pub fn claims(&self) -> Vec<PodClaim> {
+        let mut claims: Vec<PodClaim> = Vec::new();
+        for volume in self.spec.volumes.iter().flatten() {
+            let claim = if let Some(source) = &volume.persistent_volume_claim {
+                PodClaim {
+                    name: source.claim_name.clone(),
+                    ephemeral: false,
+                }
+            } else if volume.ephemeral.is_some() {
+                PodClaim {
+                    name: format!("{}-{}", self.metadata.name, volume.name),
+                    ephemeral: true,
+                }
+            } else {
+                continue;
+            };
+            if !claims.iter().any(|other| other.name == claim.name) {
+                claims.push(claim);
+            }
+        }
+        claims
+    }
+
+    /// What tells this pod from every other.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        if self.metadata.uid.is_empty() {
+            format!("{}/{}", self.metadata.namespace, self.metadata.name)
+        } else {
+            self.metadata.uid.clone()
+        }
+    }
+}
+
+impl<'a> ExtenderArgs<'a> {
+    /// The names of the nodes, however they were sent.
+    ///
+    /// # Errors
+    /// A node without a name.
+    pub fn names(&self) -> Result<Vec<Cow<'a, str>>, serde_json::Error> {
+        #[derive(Deserialize)]
+        struct Node<'a> {
+            #[serde(borrow)]
+            metadata: NodeMetadata<'a>,
+        }
+        #[derive(Deserialize)]
+        struct NodeMetadata<'a> {
+            #[serde(borrow)]
+            name: Name<'a>,
+        }
+        match (&self.nodes, &self.node_names) {
+            (Some(NodeList { items: Some(items), .. }), _) => items
+                .iter()
+                .map(|item| serde_json::from_str::<Node<'a>>(item.get()).map(|node| node.metadata.name.0))
+                .collect(),
+            (_, Some(names)) => Ok(names.iter().map(|name| name.0.clone()).collect()),
+            _ => Ok(Vec::new()),
+        }
+    }
+}
+
+/// `ExtenderFilterResult`.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct FilterResult<'a> {
+    /// The nodes that passed, where nodes came as objects.
+    pub nodes: Option<NodeListResult<'a>>,
+    /// The names of those that passed; never null, which the scheduler would read as a fault of ours.
+    pub node_names: Vec<&'a str>,
+    /// Nodes that did not pass, but might if pods were evicted: none, because evicting a pod frees no volume.
+    pub failed_nodes: BTreeMap<&'a str, &'a str>,
+    /// Nodes that did not pass, with the reason.
+    pub failed_and_unresolvable_nodes: BTreeMap<&'a str, &'a str>,
+    /// Why nothing can be said.
+    pub error: &'a str,
+}
+
+/// A `v1.NodeList` with each node as it was sent.
+#[derive(Debug, Default, Serialize)]
+pub struct NodeListResult<'a> {
+    metadata: BTreeMap<&'a str, &'a str>,
+    /// The nodes.
+    pub items: Vec<&'a RawValue>,
+}
+
+impl<'a> NodeListResult<'a> {
+    /// A list of these nodes.
+    #[must_use]
+    pub fn of(items: Vec<&'a RawValue>) -> Self {
+        Self {
+            metadata: BTreeMap::new(),
+            items,
+        }
+    }
+}
+
+/// An entry of `HostPriorityList`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct HostPriority<'a> {
+    /// Name of the node.
+    pub host: Cow<'a, str>,
+    /// 0 to 10.
+    pub score: i64,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Name<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NameVisitor;
+        impl<'de> Visitor<'de> for NameVisitor {
+            type Value = Name<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Name(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Name(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(NameVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(spec: &str) -> Pod {
+        let text = format!(r#"{{"metadata": {{"name": "web-0", "namespace": "n", "uid": "u"}}, "spec": {spec}}}"#);
+        serde_json::from_str(&text).expect("a pod")
+    }
+
+    #[test]
+    fn claims_of_a_pod() {
+        let claims = pod(r#"{"volumes": [
+                {"name": "config", "configMap": {"name": "c"}},
+                {"name": "data", "persistentVolumeClaim": {"claimName": "data-web-0"}},
+                {"name": "again", "persistentVolumeClaim": {"claimName": "data-web-0", "readOnly": true}},
+                {"name": "scratch", "ephemeral": {"volumeClaimTemplate": {"spec": {"accessModes": ["ReadWriteOnce"]}}}},
+                {"name": "empty", "emptyDir": {}, "ephemeral": null, "persistentVolumeClaim": null}]}"#)
+        .claims();
+        let names: Vec<_> = claims.iter().map(|c| (c.name.as_str(), c.ephemeral)).collect();
+        assert_eq!(names, [("data-web-0", false), ("web-0-scratch", true)]);
+        assert!(pod("{}").claims().is_empty());
+        assert!(pod(r#"{"volumes": null}"#).claims().is_empty());
+    }
+
+    #[test]
+    fn names_with_escapes_and_as_objects() {
+        let by_name = r#"{"Pod": {}, "Nodes": null, "NodeNames": ["a", "\u0062"]}"#;
+        let args: ExtenderArgs<'_> = serde_json::from_str(by_name).expect("arguments");
+        assert_eq!(args.names().expect("names"), ["a", "b"]);
+        let by_object = r#"{"Pod": {}, "Nodes": {"metadata": {}, "items": [{"metadata": {"name": "a"}, "x": [1]}]}, "NodeNames": null}"#;
+        let args: ExtenderArgs<'_> = serde_json::from_str(by_object).expect("arguments");
+        assert_eq!(args.names().expect("names"), ["a"]);
+        let nameless = r#"{"Pod": {}, "Nodes": {"items": [{"metadata": {}}]}}"#;
+        let args: ExtenderArgs<'_> = serde_json::from_str(nameless).expect("arguments");
+        assert!(args.names().is_err());
+    }
+}

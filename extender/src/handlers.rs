@@ -1,0 +1,118 @@
+//! filter and prioritize: asks the index, and waits for the watches where that would change the answer.
+
+use std::borrow::Cow;
+use std::sync::{Mutex, PoisonError, RwLock};
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use crate::answered::Answered;
+use crate::api::Pod;
+use crate::decide::{self, Answer, Patience, Verdict};
+use crate::index::{Entry, Index, Kind};
+use crate::metrics::Metrics;
+
+/// The extender: what is known, and who was answered.
+#[derive(Debug)]
+pub struct Extender {
+    index: RwLock<Index>,
+    answered: Mutex<Answered>,
+    changed: watch::Sender<()>,
+    patience: Patience,
+    /// Its metrics.
+    pub metrics: Metrics,
+}
+
+impl Extender {
+    /// An extender that knows nothing yet.
+    #[must_use]
+    pub fn new(patience: Patience) -> Self {
+        Self {
+            index: RwLock::default(),
+            answered: Mutex::default(),
+            changed: watch::Sender::new(()),
+            patience,
+            metrics: Metrics::default(),
+        }
+    }
+
+    /// Takes in one object; `None` if it is gone or does not concern us.
+    pub fn apply<E: Entry>(&self, key: &str, entry: Option<E>) {
+        let changed = self
+            .index
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .apply(key, entry);
+        if changed {
+            self.changed.send_replace(());
+        }
+    }
+
+    /// Takes in a complete list of objects of one kind.
+    pub fn replace<E: Entry>(&self, entries: Vec<(Box<str>, E)>) {
+        self.index
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .replace(entries);
+        self.changed.send_replace(());
+    }
+
+    /// Reads what is known.
+    pub fn read<T>(&self, read: impl FnOnce(&Index) -> T) -> T {
+        read(&self.index.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How many pods were answered and are not placed yet.
+    #[must_use]
+    pub fn outstanding(&self) -> usize {
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// How many objects of a kind are known.
+    #[must_use]
+    pub fn count(&self, kind: Kind) -> usize {
+        self.read(|index| index.count(kind))
+    }
+
+    /// Which of the candidates can hold the pod's claims.
+    pub async fn filter(&self, pod: &Pod, candidates: &[Cow<'_, str>]) -> Answer {
+        if pod.claims().is_empty() {
+            return Answer::All;
+        }
+        let begun = Instant::now();
+        loop {
+            // Subscribed before looking, so that no change in between is missed.
+            let mut changes = self.changed.subscribe();
+            match self.decide(pod, candidates, begun) {
+                Verdict::Answer(answer) => {
+                    self.metrics.answered(&answer);
+                    return answer;
+                }
+                Verdict::Wait(doubt, time) => {
+                    self.metrics.waited(doubt);
+                    // Whether it was a change or the time is seen by looking again.
+                    let _ = tokio::time::timeout(time, changes.changed()).await;
+                }
+            }
+        }
+    }
+
+    /// Scores the candidates for a pod.
+    #[must_use]
+    pub fn prioritize(&self, pod: &Pod, candidates: &[Cow<'_, str>]) -> Vec<i64> {
+        if pod.claims().is_empty() {
+            return vec![0; candidates.len()];
+        }
+        self.read(|index| decide::prioritize(index, pod, candidates))
+    }
+
+    fn decide(&self, pod: &Pod, candidates: &[Cow<'_, str>], begun: Instant) -> Verdict {
+        // One decision at a time: two schedulers must not be promised the same space.
+        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        self.read(|index| {
+            let waited = now.duration_since(begun);
+            decide::filter(index, &mut answered, pod, candidates, &self.patience, now, waited)
+        })
+    }
+}

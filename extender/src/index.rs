@@ -1,0 +1,307 @@
+//! What is known of the cluster, kept by watches.
+//!
+//! Everything that is derived is a function of the objects alone, never of the order in which they were seen: what a
+//! node has is reckoned anew from its own objects whenever one of them changes. A class may come after its claims, a
+//! NodeLocalStorage after both, a volume before or after its claim is bound.
+
+use std::collections::{HashMap, HashSet};
+
+use quarry_crds::names::volume_name;
+
+use crate::node::{Node, OnTheWay};
+use crate::objects::{Claim, Class, Storage, Volume};
+
+/// A node in the index. A slot is used again once nothing is left of the node that had it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot(pub(crate) usize);
+
+/// The kinds of objects that the index is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// `storageclasses`
+    Classes,
+    /// `nodelocalstorages`
+    Storages,
+    /// `persistentvolumeclaims`
+    Claims,
+    /// `persistentvolumes`
+    Volumes,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Classes, Self::Storages, Self::Claims, Self::Volumes];
+
+    /// As the API calls them.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Classes => "storageclasses",
+            Self::Storages => "nodelocalstorages",
+            Self::Claims => "persistentvolumeclaims",
+            Self::Volumes => "persistentvolumes",
+        }
+    }
+}
+
+/// What the index keeps of one kind of objects.
+pub trait Entry: Sized {
+    /// The kind.
+    const KIND: Kind;
+
+    /// Puts an entry in the place of what is known under its key; `None` takes it away. Says whether that changed
+    /// anything.
+    fn put(index: &mut Index, key: &str, entry: Option<Self>) -> bool;
+
+    /// The keys of all entries.
+    fn keys(index: &Index) -> Vec<Box<str>>;
+}
+
+/// What is known of the cluster.
+#[derive(Debug, Default)]
+pub struct Index {
+    classes: HashMap<Box<str>, Class>,
+    claims: HashMap<Box<str>, Claim>,
+    /// Where each volume of ours is, by its name.
+    volumes: HashMap<Box<str>, Slot>,
+    /// Where each NodeLocalStorage is, by its name.
+    storages: HashMap<Box<str>, Slot>,
+    slots: HashMap<Box<str>, Slot>,
+    nodes: Vec<Node>,
+    spare: Vec<Slot>,
+    /// Nodes to be reckoned anew.
+    touched: HashSet<Slot>,
+    filled: HashSet<Kind>,
+}
+
+impl Index {
+    /// Takes in one object: `None` if it is gone or does not concern us. Says whether that changed anything.
+    pub fn apply<E: Entry>(&mut self, key: &str, entry: Option<E>) -> bool {
+        let changed = E::put(self, key, entry);
+        self.reckon();
+        changed
+    }
+
+    /// Takes in a complete list of the objects of one kind; what is not in it is gone.
+    pub fn replace<E: Entry>(&mut self, entries: Vec<(Box<str>, E)>) {
+        let listed: HashSet<&str> = entries.iter().map(|(key, _)| &**key).collect();
+        let gone: Vec<_> = E::keys(self)
+            .into_iter()
+            .filter(|key| !listed.contains(&**key))
+            .collect();
+        drop(listed);
+        for key in gone {
+            E::put(self, &key, None);
+        }
+        for (key, entry) in entries {
+            E::put(self, &key, Some(entry));
+        }
+        self.filled.insert(E::KIND);
+        self.reckon();
+    }
+
+    /// The kinds that have not been listed yet.
+    #[must_use]
+    pub fn missing(&self) -> Vec<Kind> {
+        Kind::ALL
+            .into_iter()
+            .filter(|kind| !self.filled.contains(kind))
+            .collect()
+    }
+
+    /// Whether every kind has been listed.
+    #[must_use]
+    pub fn is_filled(&self) -> bool {
+        self.filled.len() == Kind::ALL.len()
+    }
+
+    /// A class by name.
+    #[must_use]
+    pub fn class(&self, name: &str) -> Option<&Class> {
+        self.classes.get(name)
+    }
+
+    /// A claim by its key, see [`claim_key`].
+    #[must_use]
+    pub fn claim(&self, key: &str) -> Option<&Claim> {
+        self.claims.get(key)
+    }
+
+    /// The node where the volume of a claim has been seen.
+    #[must_use]
+    pub fn volume_of(&self, claim_uid: &str) -> Option<&str> {
+        let slot = *self.volumes.get(volume_name(claim_uid).as_str())?;
+        Some(&self.nodes[slot.0].name)
+    }
+
+    /// What is known of a node; `None` if nothing of ours is there.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<(Slot, &Node)> {
+        let slot = *self.slots.get(name)?;
+        Some((slot, &self.nodes[slot.0]))
+    }
+
+    /// Everything that is known of nodes.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(|node| !node.is_empty())
+    }
+
+    /// How many objects of a kind are kept.
+    #[must_use]
+    pub fn count(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Classes => self.classes.len(),
+            Kind::Storages => self.storages.len(),
+            Kind::Claims => self.claims.len(),
+            Kind::Volumes => self.volumes.len(),
+        }
+    }
+
+    /// A node to be changed.
+    fn touch(&mut self, name: &str) -> (Slot, &mut Node) {
+        let slot = match self.slots.get(name) {
+            Some(slot) => *slot,
+            None => {
+                let slot = self.spare.pop().unwrap_or_else(|| {
+                    self.nodes.push(Node::default());
+                    Slot(self.nodes.len() - 1)
+                });
+                self.nodes[slot.0].name = name.into();
+                self.slots.insert(name.into(), slot);
+                slot
+            }
+        };
+        self.touched.insert(slot);
+        (slot, &mut self.nodes[slot.0])
+    }
+
+    fn touch_slot(&mut self, slot: Slot) -> &mut Node {
+        self.touched.insert(slot);
+        &mut self.nodes[slot.0]
+    }
+
+    /// Reckons anew what has changed.
+    fn reckon(&mut self) {
+        for slot in std::mem::take(&mut self.touched) {
+            let node = &mut self.nodes[slot.0];
+            if node.is_empty() {
+                self.slots.remove(&node.name);
+                *node = Node::default();
+                self.spare.push(slot);
+            } else {
+                node.reckon();
+            }
+        }
+    }
+}
+
+/// The key of a claim.
+#[must_use]
+pub fn claim_key(namespace: &str, name: &str) -> String {
+    format!("{namespace}/{name}")
+}
+
+impl Entry for Class {
+    const KIND: Kind = Kind::Classes;
+
+    fn put(index: &mut Index, key: &str, entry: Option<Self>) -> bool {
+        match entry {
+            Some(class) if index.classes.get(key) == Some(&class) => false,
+            Some(class) => {
+                index.classes.insert(key.into(), class);
+                true
+            }
+            None => index.classes.remove(key).is_some(),
+        }
+    }
+
+    fn keys(index: &Index) -> Vec<Box<str>> {
+        index.classes.keys().cloned().collect()
+    }
+}
+
+impl Entry for Claim {
+    const KIND: Kind = Kind::Claims;
+
+    fn put(index: &mut Index, key: &str, entry: Option<Self>) -> bool {
+        let before = index.claims.get(key);
+        if before == entry.as_ref() {
+            return false;
+        }
+        if let Some(node) = before.and_then(Claim::on_its_way_to).map(Box::<str>::from) {
+            index.touch(&node).1.on_the_way.remove(key);
+        }
+        let Some(claim) = entry else {
+            index.claims.remove(key);
+            return true;
+        };
+        if let (Some(node), Some(class), Ok(wanted)) = (claim.on_its_way_to(), &claim.class, &claim.request) {
+            let on_the_way = OnTheWay {
+                claim_uid: claim.uid.clone(),
+                class: class.clone(),
+                size: wanted.size,
+            };
+            index.touch(node).1.on_the_way.insert(key.into(), on_the_way);
+        }
+        index.claims.insert(key.into(), claim);
+        true
+    }
+
+    fn keys(index: &Index) -> Vec<Box<str>> {
+        index.claims.keys().cloned().collect()
+    }
+}
+
+impl Entry for Volume {
+    const KIND: Kind = Kind::Volumes;
+
+    fn put(index: &mut Index, key: &str, entry: Option<Self>) -> bool {
+        let before = index.volumes.get(key).copied();
+        if before.and_then(|slot| index.nodes[slot.0].volumes.get(key)) == entry.as_ref() {
+            return false;
+        }
+        if let Some(slot) = before {
+            index.touch_slot(slot).volumes.remove(key);
+            index.volumes.remove(key);
+        }
+        if let Some(volume) = entry {
+            let (slot, node) = index.touch(&volume.node);
+            node.volumes.insert(key.into(), volume);
+            index.volumes.insert(key.into(), slot);
+        }
+        true
+    }
+
+    fn keys(index: &Index) -> Vec<Box<str>> {
+        index.volumes.keys().cloned().collect()
+    }
+}
+
+impl Entry for Storage {
+    const KIND: Kind = Kind::Storages;
+
+    fn put(index: &mut Index, key: &str, entry: Option<Self>) -> bool {
+        let before = index.storages.get(key).copied();
+        if before.and_then(|slot| index.nodes[slot.0].storages.get(key)) == entry.as_ref() {
+            return false;
+        }
+        if let Some(slot) = before {
+            index.touch_slot(slot).storages.remove(key);
+            index.storages.remove(key);
+        }
+        if let Some(storage) = entry {
+            let (slot, node) = index.touch(&storage.node);
+            node.storages.insert(key.into(), storage);
+            index.storages.insert(key.into(), slot);
+        }
+        true
+    }
+
+    fn keys(index: &Index) -> Vec<Box<str>> {
+        index.storages.keys().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+#[path = "index_tests.rs"]
+mod tests;
