@@ -13,3 +13,8 @@ pub mod node;
 pub mod objects;
 pub mod server;
 pub mod watch;
+
+#[cfg(test)]
+mod burst_tests;
+#[cfg(test)]
+mod testing;
