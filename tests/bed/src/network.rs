@@ -104,7 +104,9 @@ impl Namespace {
 
     /// Cuts or restores the cable of node `index`.
     pub(crate) async fn cable(&self, index: u8, plugged: bool) -> Result<()> {
-        self.ip(&["link", "set", &tap(index), if plugged { "up" } else { "down" }]).await
+        // Off the bridge, not down: a node's driver gives up for good when its tap goes down.
+        let change: &[&str] = if plugged { &["master", BRIDGE] } else { &["nomaster"] };
+        self.ip(&[&["link", "set", &tap(index)], change].concat()).await
     }
 
     /// Every process in the namespace, whoever started it.

@@ -88,11 +88,15 @@ async fn serve(config: &Config) -> Result<Infallible> {
         import(image).await?;
     }
     said("images");
+    // What was made for the first time must outlive a power cut in the next second.
+    tokio::spawn(async { command::run(&["sync", "-f", SYSTEM]).await });
     let argv = vec![
         config.kubelet.display().to_string(),
         "--config=/run/kubelet.json".to_owned(),
         format!("--kubeconfig={}", config.kubeconfig.display()),
         format!("--hostname-override={}", config.node),
+        // Made anew at each start; in the usual place, a power cut may leave it empty, and the kubelet would not start with that.
+        "--cert-dir=/run/kubelet-pki".to_owned(),
         format!("--node-ip={address}"),
         "--v=2".to_owned(),
     ];
@@ -156,12 +160,18 @@ async fn udev() -> Result<()> {
 async fn system_disk() -> Result<()> {
     let none = None::<&str>;
     folders::make(Path::new(SYSTEM))?;
-    let mounting = || mount(Some(SYSTEM_DISK), SYSTEM, Some("ext4"), MsFlags::empty(), none);
+    // So what is written is on the disk a second later, flushed or not: neither containerd nor the kubelet flushes all that it cannot do without.
+    let mounting = || mount(Some(SYSTEM_DISK), SYSTEM, Some("ext4"), MsFlags::empty(), Some("commit=1,nodelalloc"));
     if mounting().is_err() {
         command::run(&["mkfs.ext4", "-q", "-E", "lazy_itable_init=1,lazy_journal_init=1", SYSTEM_DISK]).await?;
         mounting().during(|| format!("cannot mount {SYSTEM_DISK}"))?;
     }
     folders::make(&Path::new(SYSTEM).join("log"))?;
+    // containerd does not flush this file, and does not start when a power cut has left it empty.
+    let identity = Path::new(SYSTEM).join("containerd/io.containerd.grpc.v1.introspection/uuid");
+    if std::fs::metadata(&identity).is_ok_and(|file| file.len() == 0) {
+        let _ = std::fs::remove_file(&identity);
+    }
     for (name, place) in KEPT {
         let kept = format!("{SYSTEM}/{name}");
         folders::make(Path::new(&kept))?;
