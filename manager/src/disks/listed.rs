@@ -1,0 +1,60 @@
+//! The disks of NodeLocalStorages, looked at.
+
+use std::sync::Arc;
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use quarry_crds::disk::Verdict;
+use quarry_crds::volume_group::{DiskStanding, ListedDisk};
+
+use super::{Absent, Asked, Found, Prober};
+use crate::context::{Disks, Listing, Probed};
+use crate::lvm::State;
+
+impl Disks for Prober {
+    fn probe(&self, listings: Vec<Listing>, lvm: Arc<State>) -> BoxFuture<'_, Vec<Probed>> {
+        async move {
+            let asked = |listing: &Listing| Asked {
+                path: listing.path.clone(),
+                volume_group: listing.volume_group.clone(),
+                allow_unstable_names: listing.allow_unstable_names,
+            };
+            let looked = self.look(listings.iter().map(asked).collect(), lvm).await;
+            listings.into_iter().zip(looked).map(|(listing, looked)| probed(listing.path, looked)).collect()
+        }
+        .boxed()
+    }
+
+    fn of_model(&self, model: String) -> BoxFuture<'_, Vec<String>> {
+        Self::of_model(self, model).boxed()
+    }
+}
+
+fn probed(path: String, looked: Result<Found, Absent>) -> Probed {
+    match looked {
+        Ok(Found { facts, verdict }) => {
+            let reason = verdict.rejection();
+            let standing = match verdict {
+                Verdict::Blank => DiskStanding::Blank,
+                Verdict::Member { physical_volume, .. } => DiskStanding::Member { physical_volume },
+                Verdict::Rejected(_) => DiskStanding::Rejected { reason: reason.unwrap_or_default() },
+            };
+            Probed {
+                disk: ListedDisk { path, device: Some(facts.device), standing },
+                serial: facts.serial,
+                model: facts.model,
+                rotational: facts.rotational,
+                size: Some(facts.size),
+            }
+        }
+        Err(absent) => {
+            let reason = absent.to_string();
+            let standing = match absent {
+                Absent::Missing => DiskStanding::Missing { reason },
+                Absent::NotBlock | Absent::Unreadable(_) => DiskStanding::Rejected { reason },
+            };
+            let disk = ListedDisk { path, device: None, standing };
+            Probed { disk, serial: None, model: None, rotational: None, size: None }
+        }
+    }
+}

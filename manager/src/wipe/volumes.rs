@@ -1,0 +1,44 @@
+//! The volumes of claims, wiped as their tags say.
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use quarry_crds::tags::VolumeTags;
+use tokio_util::sync::CancellationToken;
+
+use super::{Eraser, Target};
+use crate::context::Wiper;
+use crate::lvm::{LogicalVolume, VolumeGroup};
+
+impl Wiper for Eraser {
+    fn wipe_new(
+        &self,
+        group: VolumeGroup,
+        volume: LogicalVolume,
+        tags: VolumeTags,
+    ) -> BoxFuture<'_, Result<(), String>> {
+        async move {
+            let target = Target::of(&group, &volume);
+            // Whoever stops waiting for this stops it, at the next piece.
+            let cancel = CancellationToken::new();
+            Self::wipe_new(self, &target, tags.wipe, &cancel).await.map_err(|error| error.to_string())
+        }
+        .boxed()
+    }
+
+    fn wipe_old(
+        &self,
+        group: VolumeGroup,
+        volume: LogicalVolume,
+        tags: VolumeTags,
+    ) -> BoxFuture<'_, Result<(), String>> {
+        async move {
+            let target = Target::of(&group, &volume);
+            Self::wipe_old(self, &target, tags.wipe).await.map_err(|error| error.to_string())
+        }
+        .boxed()
+    }
+
+    fn holders(&self, group: VolumeGroup, volume: LogicalVolume) -> BoxFuture<'_, Vec<String>> {
+        async move { Self::holders(self, &Target::of(&group, &volume), &volume).await }.boxed()
+    }
+}

@@ -1,0 +1,107 @@
+//! Writing zeros, in pieces that can be stopped between.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::{Eraser, Target, WipeError};
+use crate::disks::O_EXCL;
+
+/// What is written between two looks at whether to stop, in bytes: some seconds on a slow disk.
+const PIECE: u64 = 1 << 30;
+/// The same where zeros are written here, and how much is written at once, in bytes.
+const WRITTEN_PIECE: u64 = 64 << 20;
+const BUFFER: usize = 4 << 20;
+/// How often progress is logged.
+const LOGGED_EVERY: Duration = Duration::from_secs(10);
+
+/// Writes zeros over the whole volume: by the disk itself or the kernel (BLKZEROOUT), else from here.
+pub(super) async fn whole(eraser: &Eraser, target: &Target, cancel: &CancellationToken) -> Result<(), WipeError> {
+    let (size, begun) = (target.size.0, Instant::now());
+    let (mut done, mut logged, mut by_kernel) = (0, begun, true);
+    while done < size {
+        if cancel.is_cancelled() {
+            return Err(WipeError::Cancelled);
+        }
+        // Between two pieces the device could have become another one's.
+        target.resolve(&eraser.sys)?;
+        let length = (size - done).min(if by_kernel { PIECE } else { WRITTEN_PIECE });
+        if by_kernel {
+            let words = ["-z", "-o", &done.to_string(), "-l", &length.to_string()].map(str::to_owned);
+            let path = target.path.to_string_lossy().into_owned();
+            let output = eraser.blkdiscard.run_any("blkdiscard", words.into_iter().chain([path]).collect()).await?;
+            if output.code != 0 {
+                info!(path = %target.path.display(), error = output.stderr.trim(), "zeros are written one by one");
+                by_kernel = false;
+                continue;
+            }
+        } else {
+            write(target, vec![(done, length)]).await?;
+        }
+        done += length;
+        if logged.elapsed() >= LOGGED_EVERY {
+            logged = Instant::now();
+            info!(path = %target.path.display(), done, size, "writing zeros");
+        }
+    }
+    info!(path = %target.path.display(), size, seconds = begun.elapsed().as_secs_f64(), "written with zeros");
+    Ok(())
+}
+
+/// Writes zeros over both ends of the volume, each that long in bytes.
+pub(super) async fn ends(sys: &Path, target: &Target, length: u64) -> Result<(), WipeError> {
+    target.resolve(sys)?;
+    let length = length.min(target.size.0);
+    write(target, vec![(0, length), (target.size.0 - length, length)]).await
+}
+
+/// Writes zeros at offsets and of lengths in bytes, and waits until they are on the disk.
+async fn write(target: &Target, pieces: Vec<(u64, u64)>) -> Result<(), WipeError> {
+    let path = target.path.clone();
+    let result = tokio::task::spawn_blocking(move || {
+        // Exclusive: nothing that is mounted, or part of something, is ever written here.
+        let file = OpenOptions::new().write(true).custom_flags(O_EXCL).open(&path)?;
+        write_zeros(&file, &pieces)
+    })
+    .await;
+    let result = result.unwrap_or_else(|error| Err(io::Error::other(error)));
+    result.map_err(|cause| WipeError::Io { path: target.path.clone(), cause })
+}
+
+fn write_zeros(file: &File, pieces: &[(u64, u64)]) -> io::Result<()> {
+    let zeros = vec![0; BUFFER];
+    for &(mut offset, mut left) in pieces {
+        while left > 0 {
+            let now = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
+            file.write_all_at(&zeros[..now], offset)?;
+            let now = u64::try_from(now).unwrap_or(u64::MAX);
+            (offset, left) = (offset.saturating_add(now), left.saturating_sub(now));
+        }
+    }
+    file.sync_data()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_pieces_are_written() {
+        let directory = tempfile::tempdir().expect("made");
+        let path = directory.path().join("volume");
+        let size = (9 << 20) + 512;
+        std::fs::write(&path, vec![0xaa; size]).expect("written");
+        let file = OpenOptions::new().write(true).open(&path).expect("opens");
+        write_zeros(&file, &[(0, 5 << 20), ((9 << 20) - 512, 1024)]).expect("writes");
+        let bytes = std::fs::read(&path).expect("reads");
+        assert_eq!(bytes.len(), size);
+        let zero = |from: usize, to: usize| bytes[from..to].iter().all(|byte| *byte == 0);
+        assert!(zero(0, 5 << 20) && zero((9 << 20) - 512, size));
+        assert!(bytes[5 << 20..(9 << 20) - 512].iter().all(|byte| *byte == 0xaa));
+    }
+}
