@@ -13,7 +13,7 @@ demo: ## bring up a cluster with Quarry and show what it does (root; about 20 mi
 	$(CARGO) run -q -p quarry-e2e --bin demo
 
 test: unit ## every test: first those without a cluster, then those on a true one (root)
-	$(CARGO) test -p quarry-e2e
+	$(CARGO) test -p quarry-e2e --test cluster
 
 unit: ## the tests that need no cluster
 	$(CARGO) test --workspace --exclude quarry-e2e
@@ -37,12 +37,13 @@ fmt: ## format the code
 
 deny: ## licences, sources and doubles of dependencies, where cargo-deny is installed (cargo install --locked cargo-deny)
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
-		$(CARGO) deny --offline --log-level warn check licenses bans sources; \
+		$(CARGO) deny --locked --log-level warn check licenses bans sources; \
 	else \
 		echo "cargo-deny is not installed: licences, sources and doubles of dependencies are not checked"; \
 	fi
 
 crds: ## make deploy/base/crd.yaml anew from crds/src/node_local_storage.rs
+	@mkdir -p target
 	$(CARGO) run -q -p quarry-crds --bin crdgen > target/crd.yaml
 	mv target/crd.yaml deploy/base/crd.yaml
 
