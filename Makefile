@@ -1,51 +1,58 @@
-# Thin calls of cargo: what they need is checked, and named with its remedy where it is missing, by the programs that they run.
+# Thin calls of cargo. What they need (root, packages, Go) is checked by the programs that they run, which install it or name it
+# with its remedy.
 CARGO ?= cargo
-# The cluster that cluster, cluster-down and test use; clusters of different names do not know of each other.
-BED := $(CARGO) run -q -p quarry-bed --bin bed --
+# Cases of the tests on the cluster, by parts of their names; all of them where none is given.
+CASES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit cluster cluster-down image lint fmt deny crds clean
+.PHONY: help demo test unit e2e cluster cluster-down image lint deny fmt crds clean bed
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: ## bring up a cluster with Quarry and show what it does (root; about 20 minutes the first time, then one)
+demo: bed ## bring up a cluster with Quarry and show what it does (root)
 	$(CARGO) run -q -p quarry-e2e --bin demo
 
-test: unit ## every test: first those without a cluster, then those on a true one (root)
-	$(CARGO) test -p quarry-e2e --test cluster
+test: unit e2e ## every test
 
 unit: ## the tests that need no cluster
 	$(CARGO) test --workspace --exclude quarry-e2e
 
+e2e: bed ## the tests on a true cluster (root); some of them: make e2e CASES=keeps_data
+	$(CARGO) test -p quarry-e2e --test cluster -- $(CASES)
+
 cluster: ## bring up a cluster and say how to use it (root)
-	$(BED) up
+	$(CARGO) run -q -p quarry-bed --bin bed -- up
 
 cluster-down: ## take it down; nothing of it is left (root)
-	$(BED) down
+	$(CARGO) run -q -p quarry-bed --bin bed -- down
 
 image: ## build the images of the manager and the extender, without a daemon (root)
-	$(BED) image
+	$(CARGO) run -q -p quarry-bed --bin bed -- image
 
-lint: deny ## formatting, clippy, licences, and whether generated files are up to date
+lint: deny ## formatting, clippy, dependencies, and whether deploy/base/crd.yaml is up to date
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy -q --workspace --all-targets -- -D warnings
-	$(CARGO) test -q -p quarry-crds the_definition_that_is_shipped_is_the_one_of_this_code
+	$(CARGO) test -q -p quarry-crds --lib the_definition_that_is_shipped_is_the_one_of_this_code
 
-fmt: ## format the code
-	$(CARGO) fmt --all
-
-deny: ## licences, sources and doubles of dependencies, where cargo-deny is installed (cargo install --locked cargo-deny)
+deny: ## licences, sources and doubles of dependencies, where cargo-deny is installed: cargo install --locked cargo-deny
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
 		$(CARGO) deny --locked --log-level warn check licenses bans sources; \
 	else \
-		echo "cargo-deny is not installed: licences, sources and doubles of dependencies are not checked"; \
+		echo "cargo-deny is not installed, so deny.toml is not checked"; \
 	fi
+
+fmt: ## format the code
+	$(CARGO) fmt --all
 
 crds: ## make deploy/base/crd.yaml anew from crds/src/node_local_storage.rs
 	@mkdir -p target
 	$(CARGO) run -q -p quarry-crds --bin crdgen > target/crd.yaml
 	mv target/crd.yaml deploy/base/crd.yaml
 
-clean: ## remove what cargo and the image build made in this clone; the cache outside of it stays
+clean: ## remove what was built in this clone; the cache outside of it stays
 	$(CARGO) clean
+
+# The nodes of the cluster run it as their first process, from beside the program that brings the cluster up.
+bed:
+	$(CARGO) build -q -p quarry-bed --bin bed
