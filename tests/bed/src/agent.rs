@@ -59,11 +59,18 @@ pub(crate) async fn converse(
     address: SocketAddr,
     request: &Request,
 ) -> Result<(BufReader<TcpStream>, Answer)> {
-    let failed = |message: String| BedError::Agent { node: node.to_owned(), message };
+    let failed = |message: String| BedError::Agent {
+        node: node.to_owned(),
+        message,
+    };
     let namespace = namespace.clone();
     let connect = move || namespace.connect(address, Duration::from_secs(5));
-    let stream = tokio::task::spawn_blocking(connect).await.map_err(|error| failed(error.to_string()))??;
-    stream.set_nonblocking(true).during(|| "cannot use the connection".to_owned())?;
+    let stream = tokio::task::spawn_blocking(connect)
+        .await
+        .map_err(|error| failed(error.to_string()))??;
+    stream
+        .set_nonblocking(true)
+        .during(|| "cannot use the connection".to_owned())?;
     let stream = TcpStream::from_std(stream).during(|| "cannot use the connection".to_owned())?;
     let mut stream = BufReader::new(stream);
     let during = || format!("node {node}: the connection to its agent broke");
@@ -82,7 +89,9 @@ pub(crate) async fn send<W: AsyncWriteExt + Unpin>(stream: &mut W, message: &imp
 }
 
 /// Reads one message; none when the other end has closed.
-pub(crate) async fn receive<T: for<'a> Deserialize<'a>>(stream: &mut BufReader<TcpStream>) -> std::io::Result<Option<T>> {
+pub(crate) async fn receive<T: for<'a> Deserialize<'a>>(
+    stream: &mut BufReader<TcpStream>,
+) -> std::io::Result<Option<T>> {
     let mut line = Vec::new();
     if stream.read_until(b'\n', &mut line).await? == 0 {
         return Ok(None);
@@ -156,10 +165,16 @@ where
 }
 
 async fn run(argv: Vec<String>, stdin: Option<String>) -> Answer {
-    let Some((program, arguments)) = argv.split_first() else { return Answer::Failed("an empty command".to_owned()) };
+    let Some((program, arguments)) = argv.split_first() else {
+        return Answer::Failed("an empty command".to_owned());
+    };
     let child = tokio::process::Command::new(program)
         .args(arguments)
-        .stdin(if stdin.is_some() { std::process::Stdio::piped() } else { std::process::Stdio::null() })
+        .stdin(if stdin.is_some() {
+            std::process::Stdio::piped()
+        } else {
+            std::process::Stdio::null()
+        })
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())
         .kill_on_drop(true)

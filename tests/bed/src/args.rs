@@ -147,7 +147,10 @@ enum Command {
 
 fn process(name: &str) -> Result<Process, String> {
     let names = || Process::ALL.map(Process::program).join(", ");
-    Process::ALL.into_iter().find(|process| process.program() == name).ok_or_else(|| format!("no such process; there are: {}", names()))
+    Process::ALL
+        .into_iter()
+        .find(|process| process.program() == name)
+        .ok_or_else(|| format!("no such process; there are: {}", names()))
 }
 
 /// Runs the command line.
@@ -155,12 +158,16 @@ pub fn run() -> ExitCode {
     let args = Args::parse();
     let result = match args.command {
         // Enters another namespace, and must do so before there are threads.
-        Command::Link { port, nodes } => link::serve(&args.name, port, nodes).map(|()| ExitCode::SUCCESS).map_err(Into::into),
-        command => tokio::runtime::Runtime::new().context("cannot start the runtime").and_then(|runtime| {
-            let result = runtime.block_on(perform(&args.name, command));
-            runtime.shutdown_background();
-            result
-        }),
+        Command::Link { port, nodes } => link::serve(&args.name, port, nodes)
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(Into::into),
+        command => tokio::runtime::Runtime::new()
+            .context("cannot start the runtime")
+            .and_then(|runtime| {
+                let result = runtime.block_on(perform(&args.name, command));
+                runtime.shutdown_background();
+                result
+            }),
     };
     result.unwrap_or_else(|error| {
         eprintln!("bed: {error:#}");
@@ -170,7 +177,15 @@ pub fn run() -> ExitCode {
 
 async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Up { nodes, memory, fresh } => return up(Options { name: name.to_owned(), nodes, memory, fresh }).await,
+        Command::Up { nodes, memory, fresh } => {
+            return up(Options {
+                name: name.to_owned(),
+                nodes,
+                memory,
+                fresh,
+            })
+            .await;
+        }
         Command::Down { all } => {
             for name in if all { Cluster::names() } else { vec![name.to_owned()] } {
                 Cluster::down(&name).await?;
@@ -184,14 +199,34 @@ async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
         Command::Kubectl { arguments } => {
             let cluster = Cluster::attach(name).await?;
             let mut kubectl = tokio::process::Command::new(cluster.kubectl());
-            let status = kubectl.args(arguments).env("KUBECONFIG", cluster.kubeconfig()).status().await.context("cannot run kubectl")?;
+            let status = kubectl
+                .args(arguments)
+                .env("KUBECONFIG", cluster.kubeconfig())
+                .status()
+                .await
+                .context("cannot run kubectl")?;
             return Ok(code(status.code().unwrap_or(1)));
         }
         Command::Reboot { node } => Cluster::attach(name).await?.node(&node)?.reboot().await?,
         Command::Kill { node } => Cluster::attach(name).await?.node(&node)?.kill().await?,
-        Command::Boot { node, order, without, read_only, extra } => {
+        Command::Boot {
+            node,
+            order,
+            without,
+            read_only,
+            extra,
+        } => {
             let extra = extra.into_iter().map(|size| size << 30).collect();
-            Cluster::attach(name).await?.node(&node)?.boot(Boot { order, without, read_only, extra }).await?;
+            Cluster::attach(name)
+                .await?
+                .node(&node)?
+                .boot(Boot {
+                    order,
+                    without,
+                    read_only,
+                    extra,
+                })
+                .await?;
         }
         Command::Take { node, disk } => Cluster::attach(name).await?.node(&node)?.take_disk(&disk).await?,
         Command::Return { node, disk } => Cluster::attach(name).await?.node(&node)?.return_disk(&disk).await?,
@@ -272,7 +307,10 @@ async fn status() -> anyhow::Result<()> {
         };
         println!("{name}: KUBECONFIG={}", cluster.kubeconfig().display());
         for process in Process::ALL {
-            println!("  {process}: {}", if cluster.is_running(process) { "runs" } else { "stopped" });
+            println!(
+                "  {process}: {}",
+                if cluster.is_running(process) { "runs" } else { "stopped" }
+            );
         }
         for node in cluster.nodes() {
             println!("  {}: {}", node.name(), if node.is_on() { "on" } else { "off" });

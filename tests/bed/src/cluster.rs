@@ -49,7 +49,12 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { name: "default".to_owned(), nodes: 3, memory: 1200, fresh: false }
+        Options {
+            name: "default".to_owned(),
+            nodes: 3,
+            memory: 1200,
+            fresh: false,
+        }
     }
 }
 
@@ -90,7 +95,11 @@ impl Cluster {
     pub async fn attach(name: &str) -> Result<Cluster> {
         let state = State::read(name)?;
         let running = Running::of(&state.folder(), link::NAME).pid().is_some();
-        if running { Cluster::of(state).await } else { Err(BedError::NotUp { name: name.to_owned() }) }
+        if running {
+            Cluster::of(state).await
+        } else {
+            Err(BedError::NotUp { name: name.to_owned() })
+        }
     }
 
     /// Takes a cluster down, whatever state it is in: no process, namespace, mount or tap is left, and its disks are gone.
@@ -137,16 +146,29 @@ impl Cluster {
 
     /// One node, by name.
     pub fn node(&self, name: &str) -> Result<Node> {
-        self.nodes().into_iter().find(|node| node.name() == name).ok_or_else(|| BedError::Unknown {
-            kind: "node",
-            name: name.to_owned(),
-            known: self.state.nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>().join(", "),
-        })
+        self.nodes()
+            .into_iter()
+            .find(|node| node.name() == name)
+            .ok_or_else(|| BedError::Unknown {
+                kind: "node",
+                name: name.to_owned(),
+                known: self
+                    .state
+                    .nodes
+                    .iter()
+                    .map(|node| node.name.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            })
     }
 
     /// All nodes.
     pub fn nodes(&self) -> Vec<Node> {
-        let node = |state: &NodeState| Node { cluster: self.state.clone(), state: state.clone(), client: self.client.clone() };
+        let node = |state: &NodeState| Node {
+            cluster: self.state.clone(),
+            state: state.clone(),
+            client: self.client.clone(),
+        };
         self.state.nodes.iter().map(node).collect()
     }
 
@@ -156,7 +178,11 @@ impl Cluster {
         let folder = self.state.folder().join("images");
         folders::make(&folder)?;
         let metadata = std::fs::metadata(archive).during(|| format!("cannot read the image {}", archive.display()))?;
-        let changed = metadata.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok()).unwrap_or_default();
+        let changed = metadata
+            .modified()
+            .ok()
+            .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok())
+            .unwrap_or_default();
         let copy = folder.join(format!("{}-{}.tar", changed.as_nanos(), metadata.len()));
         std::fs::copy(archive, &copy).during(|| format!("cannot copy the image {}", archive.display()))?;
         let path = copy.display().to_string();
@@ -175,9 +201,27 @@ impl Cluster {
     pub async fn load(&self, image: &ImageRef) -> Result<()> {
         let nodes = self.nodes();
         let load = async |node: &Node| {
-            let named = node.run_ok(["ctr", "-n", "k8s.io", "images", "ls", "-q", &format!("name=={}", image.reference)]).await?;
+            let named = node
+                .run_ok([
+                    "ctr",
+                    "-n",
+                    "k8s.io",
+                    "images",
+                    "ls",
+                    "-q",
+                    &format!("name=={}", image.reference),
+                ])
+                .await?;
             if named.trim() != image.reference {
-                node.run_ok(["ctr", "-n", "k8s.io", "images", "import", &image.archive.display().to_string()]).await?;
+                node.run_ok([
+                    "ctr",
+                    "-n",
+                    "k8s.io",
+                    "images",
+                    "import",
+                    &image.archive.display().to_string(),
+                ])
+                .await?;
                 node.run_ok(["sync", "-f", "/var/lib/containerd"]).await?;
             }
             Ok::<_, BedError>(())
@@ -188,16 +232,24 @@ impl Cluster {
     /// A connection to an address within the cluster's network: of a pod, a node, or a process of the control plane.
     pub async fn connect(&self, address: SocketAddr) -> Result<tokio::net::TcpStream> {
         let namespace = Namespace::of(&self.state.name);
-        let broken = |error: std::io::Error| BedError::Io { action: format!("cannot connect to {address}"), source: error };
+        let broken = |error: std::io::Error| BedError::Io {
+            action: format!("cannot connect to {address}"),
+            source: error,
+        };
         let connect = move || namespace.connect(address, Duration::from_secs(5));
-        let stream = tokio::task::spawn_blocking(connect).await.map_err(|error| broken(error.into()))??;
+        let stream = tokio::task::spawn_blocking(connect)
+            .await
+            .map_err(|error| broken(error.into()))??;
         stream.set_nonblocking(true).map_err(broken)?;
         tokio::net::TcpStream::from_std(stream).map_err(broken)
     }
 
     /// Stops a process of the control plane in an orderly way.
     pub async fn stop(&self, process: Process) -> Result<()> {
-        self.control_plane().running(process).stop(Duration::from_secs(10)).await
+        self.control_plane()
+            .running(process)
+            .stop(Duration::from_secs(10))
+            .await
     }
 
     /// Kills a process of the control plane.
@@ -210,7 +262,11 @@ impl Cluster {
         let control_plane = self.control_plane();
         control_plane.start(process)?;
         control_plane.listening(process).await?;
-        if process == Process::ApiServer { api_ready(&self.client).await } else { Ok(()) }
+        if process == Process::ApiServer {
+            api_ready(&self.client).await
+        } else {
+            Ok(())
+        }
     }
 
     /// Freezes a process of the control plane.
@@ -235,11 +291,22 @@ impl Cluster {
     async fn of(state: State) -> Result<Cluster> {
         let kubeconfig = Pki::of(&state.folder()).kubeconfig("outside");
         let client = client(&kubeconfig).await?;
-        Ok(Cluster { kubeconfig, kubectl: kubernetes::folder()?.join("kubectl"), client, state: Arc::new(state) })
+        Ok(Cluster {
+            kubeconfig,
+            kubectl: kubernetes::folder()?.join("kubectl"),
+            client,
+            state: Arc::new(state),
+        })
     }
 
     async fn start_link(&self) -> Result<()> {
-        link::start(&self.state.bed, &self.state.folder(), &self.state.name, self.state.port, self.state.nodes.len())
+        link::start(
+            &self.state.bed,
+            &self.state.folder(),
+            &self.state.name,
+            self.state.port,
+            self.state.nodes.len(),
+        )
     }
 
     /// Starts every process of the control plane that does not run, each when what it needs is there.
@@ -253,7 +320,10 @@ impl Cluster {
         step.done();
         control_plane.start(Process::ControllerManager)?;
         if control_plane.scheduler_is_outdated() {
-            control_plane.running(Process::Scheduler).stop(Duration::from_secs(5)).await?;
+            control_plane
+                .running(Process::Scheduler)
+                .stop(Duration::from_secs(5))
+                .await?;
         }
         control_plane.start(Process::Scheduler)?;
         let step = Step::quiet("kube-controller-manager and kube-scheduler listen");
@@ -271,7 +341,8 @@ impl Cluster {
             let step = Step::quiet(format!("{} is Ready", node.name()));
             node.ready(Duration::from_secs(240)).await?;
             // The kubelet may not give itself this label.
-            api.patch(node.name(), &PatchParams::default(), &Patch::Merge(&labels)).await?;
+            api.patch(node.name(), &PatchParams::default(), &Patch::Merge(&labels))
+                .await?;
             step.done();
             Ok::<_, BedError>(())
         };
@@ -281,12 +352,18 @@ impl Cluster {
 
 impl fmt::Debug for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cluster").field("name", &self.state.name).finish_non_exhaustive()
+        f.debug_struct("Cluster")
+            .field("name", &self.state.name)
+            .finish_non_exhaustive()
     }
 }
 
 fn control_plane(state: &State) -> ControlPlane {
-    ControlPlane { state: state.folder(), namespace: Namespace::of(&state.name), pki: Pki::of(&state.folder()) }
+    ControlPlane {
+        state: state.folder(),
+        namespace: Namespace::of(&state.name),
+        pki: Pki::of(&state.folder()),
+    }
 }
 
 fn check(options: &Options) -> Result<()> {
@@ -299,7 +376,10 @@ fn check(options: &Options) -> Result<()> {
         });
     }
     if !(1..=9).contains(&options.nodes) {
-        return Err(BedError::Missing { what: format!("a cluster cannot have {} nodes", options.nodes), remedy: "use 1 to 9".to_owned() });
+        return Err(BedError::Missing {
+            what: format!("a cluster cannot have {} nodes", options.nodes),
+            remedy: "use 1 to 9".to_owned(),
+        });
     }
     if !nix::unistd::geteuid().is_root() {
         return Err(BedError::Missing {
@@ -308,7 +388,10 @@ fn check(options: &Options) -> Result<()> {
         });
     }
     if !Path::new("/dev/net/tun").exists() {
-        return Err(BedError::Missing { what: "/dev/net/tun is missing".to_owned(), remedy: "modprobe tun".to_owned() });
+        return Err(BedError::Missing {
+            what: "/dev/net/tun is missing".to_owned(),
+            remedy: "modprobe tun".to_owned(),
+        });
     }
     Ok(())
 }
@@ -324,7 +407,11 @@ async fn create(options: &Options) -> Result<Cluster> {
         .map(|index| {
             let name = format!("node{index}");
             let disks = disks::of_node(&folder.join("disks"), &name, index);
-            NodeState { name, index: u8::try_from(index).unwrap_or(u8::MAX), disks }
+            NodeState {
+                name,
+                index: u8::try_from(index).unwrap_or(u8::MAX),
+                disks,
+            }
         })
         .collect();
     let state = State {
@@ -336,7 +423,9 @@ async fn create(options: &Options) -> Result<Cluster> {
         images,
         nodes,
     };
-    Namespace::of(name).create(u8::try_from(options.nodes).unwrap_or(u8::MAX)).await?;
+    Namespace::of(name)
+        .create(u8::try_from(options.nodes).unwrap_or(u8::MAX))
+        .await?;
     let names: Vec<_> = state.nodes.iter().map(|node| node.name.clone()).collect();
     Pki::of(&folder).create(&names, state.port)?;
     state.write()?;
@@ -395,7 +484,10 @@ async fn remove(name: &str) -> Result<()> {
         }
         if begun.elapsed() > Duration::from_secs(20) {
             return Err(BedError::Timeout {
-                what: format!("the end of processes {processes:?} in the namespace {}", namespace.name()),
+                what: format!(
+                    "the end of processes {processes:?} in the namespace {}",
+                    namespace.name()
+                ),
                 waited: begun.elapsed(),
                 hint: "see what holds them in /proc/<pid>/wchan".to_owned(),
             });
@@ -418,9 +510,14 @@ fn own_copy(folder: &Path) -> Result<PathBuf> {
 }
 
 async fn client(kubeconfig: &Path) -> Result<kube::Client> {
-    let wrong = |message: String| BedError::Kubeconfig { path: kubeconfig.to_owned(), message };
+    let wrong = |message: String| BedError::Kubeconfig {
+        path: kubeconfig.to_owned(),
+        message,
+    };
     let read = Kubeconfig::read_from(kubeconfig).map_err(|error| wrong(error.to_string()))?;
-    let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await.map_err(|error| wrong(error.to_string()))?;
+    let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default())
+        .await
+        .map_err(|error| wrong(error.to_string()))?;
     Ok(kube::Client::try_from(config)?)
 }
 
@@ -429,7 +526,9 @@ async fn api_ready(client: &kube::Client) -> Result<()> {
     let patience = Duration::from_secs(60);
     loop {
         // Ready is more than answering: the rights of the other processes are among what it makes at its start.
-        let request = http::Request::get("/readyz").body(Vec::new()).map_err(|error| wrong_request(&error))?;
+        let request = http::Request::get("/readyz")
+            .body(Vec::new())
+            .map_err(|error| wrong_request(&error))?;
         match client.request_text(request).await {
             Ok(_) => return Ok(()),
             Err(error) if begun.elapsed() > patience => {
@@ -445,5 +544,8 @@ async fn api_ready(client: &kube::Client) -> Result<()> {
 }
 
 fn wrong_request(error: &http::Error) -> BedError {
-    BedError::Missing { what: format!("a request cannot be made: {error}"), remedy: "report it".to_owned() }
+    BedError::Missing {
+        what: format!("a request cannot be made: {error}"),
+        remedy: "report it".to_owned(),
+    }
 }

@@ -82,5 +82,8 @@ pub(crate) fn failed(command: &str, output: &Output) -> BedError {
 
 /// An argument vector for reading.
 pub(crate) fn words<S: AsRef<OsStr>>(argv: &[S]) -> String {
-    argv.iter().map(|word| word.as_ref().to_string_lossy()).collect::<Vec<_>>().join(" ")
+    argv.iter()
+        .map(|word| word.as_ref().to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
 }

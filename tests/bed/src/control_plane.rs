@@ -31,7 +31,12 @@ pub enum Process {
 
 impl Process {
     /// All of them, in the order of their start.
-    pub const ALL: [Process; 4] = [Process::Etcd, Process::ApiServer, Process::ControllerManager, Process::Scheduler];
+    pub const ALL: [Process; 4] = [
+        Process::Etcd,
+        Process::ApiServer,
+        Process::ControllerManager,
+        Process::Scheduler,
+    ];
 
     /// The program's name.
     pub fn program(self) -> &'static str {
@@ -64,6 +69,9 @@ impl fmt::Display for Process {
 const SCHEDULER_CONFIG: &str = "deploy/scheduler/kube-scheduler-config.yaml";
 /// Where that file expects the scheduler's kubeconfig, as kubeadm lays it out.
 const SCHEDULER_KUBECONFIG: &str = "/etc/kubernetes/scheduler.conf";
+
+/// Files that a program alone sees under `/etc`, each with its content.
+type EtcFiles = Vec<(PathBuf, String)>;
 
 /// The control plane of one cluster.
 #[derive(Debug, Clone)]
@@ -109,7 +117,11 @@ impl ControlPlane {
         let begun = Instant::now();
         let patience = Duration::from_secs(60);
         loop {
-            if self.namespace.connect(process.address(), Duration::from_millis(200)).is_ok() {
+            if self
+                .namespace
+                .connect(process.address(), Duration::from_millis(200))
+                .is_ok()
+            {
                 return Ok(());
             }
             let log = self.state.join("log").join(format!("{process}.log"));
@@ -181,7 +193,7 @@ impl ControlPlane {
     }
 
     /// The scheduler runs on the file that users get, unchanged: it finds its kubeconfig where that file says.
-    fn scheduler(&self) -> Result<(Vec<OsString>, Vec<(PathBuf, String)>)> {
+    fn scheduler(&self) -> Result<(Vec<OsString>, EtcFiles)> {
         let kubeconfig = self.pki.kubeconfig("scheduler");
         let config = self.state.join("kube-scheduler-config.yaml");
         folders::write(&config, scheduler_config()?)?;
@@ -191,7 +203,10 @@ impl ControlPlane {
             flag("--authorization-kubeconfig=", &kubeconfig),
             "--leader-elect=false".into(),
         ];
-        Ok((arguments, vec![(SCHEDULER_KUBECONFIG.into(), folders::read(&kubeconfig)?)]))
+        Ok((
+            arguments,
+            vec![(SCHEDULER_KUBECONFIG.into(), folders::read(&kubeconfig)?)],
+        ))
     }
 
     /// Whether the scheduler runs with another configuration than the repository now has.
@@ -208,7 +223,10 @@ fn scheduler_config() -> Result<String> {
         let text = folders::read(&shipped)?;
         if !text.contains(SCHEDULER_KUBECONFIG) {
             return Err(BedError::Missing {
-                what: format!("{} does not name {SCHEDULER_KUBECONFIG} as clientConnection.kubeconfig", shipped.display()),
+                what: format!(
+                    "{} does not name {SCHEDULER_KUBECONFIG} as clientConnection.kubeconfig",
+                    shipped.display()
+                ),
                 remedy: "name it: that is where kubeadm puts it, and where the bed lays it".to_owned(),
             });
         }
@@ -230,7 +248,9 @@ fn flag(name: &str, path: impl AsRef<Path>) -> OsString {
 
 /// The end of a log, for error messages.
 pub(crate) fn last_lines(log: &Path) -> String {
-    let text = std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let text = std::fs::read(log)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default();
     let lines: Vec<_> = text.lines().rev().take(5).collect();
     lines.into_iter().rev().collect::<Vec<_>>().join("\n")
 }

@@ -46,7 +46,9 @@ pub(crate) struct Running {
 impl Running {
     /// The daemon called `name` of the cluster with this state folder.
     pub(crate) fn of(state: &Path, name: &str) -> Self {
-        Running { file: state.join("run").join(format!("{name}.pid")) }
+        Running {
+            file: state.join("run").join(format!("{name}.pid")),
+        }
     }
 
     /// Its process id, if it is alive: the same process, not another that got its number.
@@ -119,7 +121,10 @@ impl Daemon {
         let spawn = || self.spawn(state);
         // A thread may change its namespaces; it hands them to what it starts and then is gone.
         let child = std::thread::scope(|scope| scope.spawn(spawn).join()).unwrap_or_else(|_| {
-            Err(BedError::Missing { what: format!("the thread that starts {} died", self.name), remedy: "try again".to_owned() })
+            Err(BedError::Missing {
+                what: format!("the thread that starts {} died", self.name),
+                remedy: "try again".to_owned(),
+            })
         })?;
         let id = child.id().cast_signed();
         let started = started_at(id).unwrap_or_default();
@@ -142,7 +147,13 @@ impl Daemon {
             remedy: "give one".to_owned(),
         })?;
         let log = state.join("log").join(format!("{}.log", self.name));
-        let open = || OpenOptions::new().create(true).append(true).open(&log).during(|| format!("cannot open {}", log.display()));
+        let open = || {
+            OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(&log)
+                .during(|| format!("cannot open {}", log.display()))
+        };
         Command::new(program)
             .args(arguments)
             .envs(self.env.iter().map(|(name, value)| (name, value)))
@@ -161,8 +172,10 @@ impl Daemon {
         folders::make(&scratch)?;
         let none = None::<&str>;
         unshare(CloneFlags::CLONE_NEWNS).during(|| "cannot make a mount namespace".to_owned())?;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).during(|| "cannot make mounts private".to_owned())?;
-        mount(Some("tmpfs"), &scratch, Some("tmpfs"), MsFlags::empty(), none).during(|| format!("tmpfs on {}", scratch.display()))?;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+            .during(|| "cannot make mounts private".to_owned())?;
+        mount(Some("tmpfs"), &scratch, Some("tmpfs"), MsFlags::empty(), none)
+            .during(|| format!("tmpfs on {}", scratch.display()))?;
         let (upper, work) = (scratch.join("upper"), scratch.join("work"));
         folders::make(&upper)?;
         folders::make(&work)?;
@@ -172,7 +185,13 @@ impl Daemon {
             folders::write(&path, content)?;
         }
         let options = format!("lowerdir=/etc,upperdir={},workdir={}", upper.display(), work.display());
-        mount(Some("overlay"), "/etc", Some("overlay"), MsFlags::empty(), Some(options.as_str()))
-            .during(|| "cannot lay an overlay over /etc".to_owned())
+        mount(
+            Some("overlay"),
+            "/etc",
+            Some("overlay"),
+            MsFlags::empty(),
+            Some(options.as_str()),
+        )
+        .during(|| "cannot lay an overlay over /etc".to_owned())
     }
 }

@@ -31,7 +31,12 @@ pub struct Disk {
 impl Disk {
     fn new(folder: &Path, node: &str, number: usize, size: u64) -> Self {
         let serial = format!("{node}-disk{number}");
-        Disk { id: format!("/dev/disk/by-id/bed-{serial}"), file: folder.join(format!("{serial}.img")), serial, size }
+        Disk {
+            id: format!("/dev/disk/by-id/bed-{serial}"),
+            file: folder.join(format!("{serial}.img")),
+            serial,
+            size,
+        }
     }
 
     /// Whether `name` means this disk: its stable path or its serial number.
@@ -48,7 +53,11 @@ impl Disk {
 /// The disks that node `index` (from 1) has from the beginning.
 pub(crate) fn of_node(folder: &Path, node: &str, index: usize) -> Vec<Disk> {
     let sizes = SIZES[(index + SIZES.len() - 1) % SIZES.len()];
-    sizes.into_iter().enumerate().map(|(at, size)| Disk::new(folder, node, at + 1, size * GIB)).collect()
+    sizes
+        .into_iter()
+        .enumerate()
+        .map(|(at, size)| Disk::new(folder, node, at + 1, size * GIB))
+        .collect()
 }
 
 /// One more disk for a node that has these.
@@ -89,11 +98,14 @@ impl Boot {
     /// The disks in the order of their letters, each with whether it is read-only.
     pub(crate) fn arrange(&self, disks: &[Disk]) -> Result<Vec<(Disk, bool)>> {
         let known = |name: &String| {
-            disks.iter().find(|disk| disk.is(name)).ok_or_else(|| BedError::Unknown {
-                kind: "disk",
-                name: name.clone(),
-                known: disks.iter().map(|disk| disk.id.as_str()).collect::<Vec<_>>().join(", "),
-            })
+            disks
+                .iter()
+                .find(|disk| disk.is(name))
+                .ok_or_else(|| BedError::Unknown {
+                    kind: "disk",
+                    name: name.clone(),
+                    known: disks.iter().map(|disk| disk.id.as_str()).collect::<Vec<_>>().join(", "),
+                })
         };
         for name in self.without.iter().chain(&self.read_only) {
             known(name)?;
@@ -102,7 +114,10 @@ impl Boot {
         arranged.extend(disks.iter().filter(|disk| !self.order.iter().any(|name| disk.is(name))));
         let has = |names: &[String], disk: &Disk| names.iter().any(|name| disk.is(name));
         arranged.retain(|disk| !has(&self.without, disk));
-        Ok(arranged.into_iter().map(|disk| (disk.clone(), has(&self.read_only, disk))).collect())
+        Ok(arranged
+            .into_iter()
+            .map(|disk| (disk.clone(), has(&self.read_only, disk)))
+            .collect())
     }
 }
 
@@ -124,26 +139,40 @@ mod tests {
     fn serials(boot: &Boot) -> Vec<String> {
         let disks = of_node(Path::new("/d"), "node1", 1);
         let arranged = boot.arrange(&disks).expect("known disks");
-        arranged.into_iter().map(|(disk, read_only)| disk.serial + if read_only { " ro" } else { "" }).collect()
+        arranged
+            .into_iter()
+            .map(|(disk, read_only)| disk.serial + if read_only { " ro" } else { "" })
+            .collect()
     }
 
     #[test]
     fn disks_come_in_the_order_asked_for_and_the_rest_follow() {
-        let boot = Boot { order: vec!["node1-disk3".into()], ..Boot::default() };
+        let boot = Boot {
+            order: vec!["node1-disk3".into()],
+            ..Boot::default()
+        };
         assert_eq!(serials(&boot), ["node1-disk3", "node1-disk1", "node1-disk2"]);
     }
 
     #[test]
     fn a_disk_left_out_is_not_attached_and_a_read_only_one_is_marked() {
-        let boot =
-            Boot { without: vec!["/dev/disk/by-id/bed-node1-disk1".into()], read_only: vec!["node1-disk2".into()], ..Boot::default() };
+        let boot = Boot {
+            without: vec!["/dev/disk/by-id/bed-node1-disk1".into()],
+            read_only: vec!["node1-disk2".into()],
+            ..Boot::default()
+        };
         assert_eq!(serials(&boot), ["node1-disk2 ro", "node1-disk3"]);
     }
 
     #[test]
     fn an_unknown_disk_is_refused_with_those_known() {
-        let boot = Boot { without: vec!["sda".into()], ..Boot::default() };
-        let error = boot.arrange(&of_node(Path::new("/d"), "node1", 1)).expect_err("no such disk");
+        let boot = Boot {
+            without: vec!["sda".into()],
+            ..Boot::default()
+        };
+        let error = boot
+            .arrange(&of_node(Path::new("/d"), "node1", 1))
+            .expect_err("no such disk");
         assert!(error.to_string().contains("bed-node1-disk2"), "{error}");
     }
 }

@@ -115,12 +115,18 @@ pub(crate) trait During<T> {
 
 impl<T> During<T> for io::Result<T> {
     fn during(self, action: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|source| BedError::Io { action: action(), source })
+        self.map_err(|source| BedError::Io {
+            action: action(),
+            source,
+        })
     }
 }
 
 impl<T> During<T> for nix::Result<T> {
     fn during(self, action: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|errno| BedError::Io { action: action(), source: errno.into() })
+        self.map_err(|errno| BedError::Io {
+            action: action(),
+            source: errno.into(),
+        })
     }
 }

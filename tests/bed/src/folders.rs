@@ -10,7 +10,11 @@ use crate::error::{BedError, During, Result};
 
 /// The cache: `$QUARRY_CACHE`, else `$XDG_CACHE_HOME/quarry`, else `~/.cache/quarry`.
 pub fn cache() -> Result<PathBuf> {
-    let set = |name: &str| env::var_os(name).filter(|value: &OsString| !value.is_empty()).map(PathBuf::from);
+    let set = |name: &str| {
+        env::var_os(name)
+            .filter(|value: &OsString| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let folder = set("QUARRY_CACHE")
         .or_else(|| set("XDG_CACHE_HOME").map(|folder| folder.join("quarry")))
         .or_else(|| set("HOME").map(|folder| folder.join(".cache/quarry")))

@@ -20,9 +20,14 @@ impl Node {
         let disk = self.disk(id)?;
         let device = self.run_ok(["readlink", "-e", &disk.id]).await?.trim().to_owned();
         let name = device.trim_start_matches("/dev/").to_owned();
-        let number = self.run_ok(["cat", &format!("/sys/class/block/{name}/dev")]).await?.trim().to_owned();
+        let number = self
+            .run_ok(["cat", &format!("/sys/class/block/{name}/dev")])
+            .await?
+            .trim()
+            .to_owned();
         for (volume, table) in failing(&self.run_ok(["dmsetup", "table"]).await?, &number) {
-            self.run_ok(["dmsetup", "suspend", "--noflush", "--nolockfs", &volume]).await?;
+            self.run_ok(["dmsetup", "suspend", "--noflush", "--nolockfs", &volume])
+                .await?;
             let loaded = self.run_with(["dmsetup", "load", &volume], Some(table)).await?;
             // Whatever came of it, a volume must not stay suspended.
             self.run_ok(["dmsetup", "resume", &volume]).await?;
@@ -41,19 +46,29 @@ impl Node {
     pub async fn return_disk(&self, id: &str) -> Result<()> {
         let disk = self.disk(id)?;
         let present = self.run_ok(["ls", "/sys/class/block"]).await?;
-        let name = ('b'..='p').map(|letter| format!("ubd{letter}")).find(|name| !present.lines().any(|line| line == name));
-        let name = name.ok_or_else(|| BedError::Disk { disk: disk.id.clone(), message: "the node has no letter free".to_owned() })?;
-        self.console_command(&disk, format!("config {name}={},,{}", disk.file.display(), disk.serial)).await?;
+        let name = ('b'..='p')
+            .map(|letter| format!("ubd{letter}"))
+            .find(|name| !present.lines().any(|line| line == name));
+        let name = name.ok_or_else(|| BedError::Disk {
+            disk: disk.id.clone(),
+            message: "the node has no letter free".to_owned(),
+        })?;
+        self.console_command(&disk, format!("config {name}={},,{}", disk.file.display(), disk.serial))
+            .await?;
         self.run_ok(["udevadm", "settle"]).await.map(drop)
     }
 
     fn disk(&self, id: &str) -> Result<Disk> {
         let disks = self.disks();
-        disks.iter().find(|disk| disk.is(id)).cloned().ok_or_else(|| BedError::Unknown {
-            kind: "disk",
-            name: id.to_owned(),
-            known: disks.iter().map(|disk| disk.id.as_str()).collect::<Vec<_>>().join(", "),
-        })
+        disks
+            .iter()
+            .find(|disk| disk.is(id))
+            .cloned()
+            .ok_or_else(|| BedError::Unknown {
+                kind: "disk",
+                name: id.to_owned(),
+                known: disks.iter().map(|disk| disk.id.as_str()).collect::<Vec<_>>().join(", "),
+            })
     }
 
     async fn console_command(&self, disk: &Disk, text: String) -> Result<()> {
@@ -63,9 +78,15 @@ impl Node {
         let answer = tokio::task::spawn_blocking(move || mconsole::command(&socket, &own, &asked)).await;
         match answer {
             Ok(Ok(Ok(_))) => Ok(()),
-            Ok(Ok(Err(message))) => Err(BedError::Disk { disk: disk.id.clone(), message: format!("{text}: {message}") }),
+            Ok(Ok(Err(message))) => Err(BedError::Disk {
+                disk: disk.id.clone(),
+                message: format!("{text}: {message}"),
+            }),
             Ok(Err(error)) => Err(error),
-            Err(error) => Err(BedError::Disk { disk: disk.id.clone(), message: error.to_string() }),
+            Err(error) => Err(BedError::Disk {
+                disk: disk.id.clone(),
+                message: error.to_string(),
+            }),
         }
     }
 }
@@ -74,11 +95,17 @@ impl Node {
 fn failing(tables: &str, number: &str) -> Vec<(String, String)> {
     let mut volumes: Vec<(String, Vec<String>, bool)> = Vec::new();
     for line in tables.lines() {
-        let Some((name, segment)) = line.split_once(": ") else { continue };
+        let Some((name, segment)) = line.split_once(": ") else {
+            continue;
+        };
         let fields: Vec<_> = segment.split_whitespace().collect();
         let [start, length, ..] = fields[..] else { continue };
         let hit = fields.contains(&number);
-        let segment = if hit { format!("{start} {length} error") } else { segment.to_owned() };
+        let segment = if hit {
+            format!("{start} {length} error")
+        } else {
+            segment.to_owned()
+        };
         match volumes.iter_mut().find(|(known, ..)| known == name) {
             Some((_, segments, any)) => {
                 segments.push(segment);
@@ -87,7 +114,11 @@ fn failing(tables: &str, number: &str) -> Vec<(String, String)> {
             None => volumes.push((name.to_owned(), vec![segment], hit)),
         }
     }
-    volumes.into_iter().filter(|(.., hit)| *hit).map(|(name, segments, _)| (name, segments.join("\n") + "\n")).collect()
+    volumes
+        .into_iter()
+        .filter(|(.., hit)| *hit)
+        .map(|(name, segments, _)| (name, segments.join("\n") + "\n"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -96,8 +127,15 @@ mod tests {
 
     #[test]
     fn only_the_parts_on_the_disk_fail() {
-        let tables = "vg-a: 0 8192 linear 98:16 2048\nvg-a: 8192 8192 linear 98:32 2048\nvg-b: 0 8192 linear 98:32 10240\n";
-        assert_eq!(failing(tables, "98:16"), [("vg-a".to_owned(), "0 8192 error\n8192 8192 linear 98:32 2048\n".to_owned())]);
+        let tables =
+            "vg-a: 0 8192 linear 98:16 2048\nvg-a: 8192 8192 linear 98:32 2048\nvg-b: 0 8192 linear 98:32 10240\n";
+        assert_eq!(
+            failing(tables, "98:16"),
+            [(
+                "vg-a".to_owned(),
+                "0 8192 error\n8192 8192 linear 98:32 2048\n".to_owned()
+            )]
+        );
     }
 
     #[test]

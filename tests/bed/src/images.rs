@@ -53,13 +53,20 @@ async fn pause() -> Result<ImageRef> {
     if !archive.exists() {
         let step = Step::quiet("the pause image");
         folders::make(&context)?;
-        let busybox = ["/usr/bin/busybox", "/bin/busybox"].into_iter().map(Path::new).find(|path| path.exists());
-        std::fs::copy(busybox.unwrap_or(Path::new("/bin/busybox")), context.join("busybox")).during(|| "cannot copy busybox".to_owned())?;
+        let busybox = ["/usr/bin/busybox", "/bin/busybox"]
+            .into_iter()
+            .map(Path::new)
+            .find(|path| path.exists());
+        std::fs::copy(busybox.unwrap_or(Path::new("/bin/busybox")), context.join("busybox"))
+            .during(|| "cannot copy busybox".to_owned())?;
         build_text(&context, PAUSE_FILE, PAUSE).await?;
         save(PAUSE, &archive).await?;
         step.done();
     }
-    Ok(ImageRef { reference: PAUSE.to_owned(), archive })
+    Ok(ImageRef {
+        reference: PAUSE.to_owned(),
+        archive,
+    })
 }
 
 async fn tools() -> Result<ImageRef> {
@@ -71,7 +78,10 @@ async fn tools() -> Result<ImageRef> {
         save(TOOLS, &archive).await?;
         step.done();
     }
-    Ok(ImageRef { reference: TOOLS.to_owned(), archive })
+    Ok(ImageRef {
+        reference: TOOLS.to_owned(),
+        archive,
+    })
 }
 
 /// Makes the base image with debootstrap if the storage does not have it.
@@ -84,14 +94,35 @@ async fn base() -> Result<()> {
     let root = context.join("root");
     let _ = std::fs::remove_dir_all(&context);
     folders::make(&context)?;
-    command::run(&[OsStr::new("debootstrap"), "--variant=minbase".as_ref(), SUITE.as_ref(), root.as_os_str()]).await?;
-    for waste in ["usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache/apt", "var/lib/apt/lists", "var/log"] {
+    command::run(&[
+        OsStr::new("debootstrap"),
+        "--variant=minbase".as_ref(),
+        SUITE.as_ref(),
+        root.as_os_str(),
+    ])
+    .await?;
+    for waste in [
+        "usr/share/doc",
+        "usr/share/man",
+        "usr/share/locale",
+        "usr/share/info",
+        "var/cache/apt",
+        "var/lib/apt/lists",
+        "var/log",
+    ] {
         let folder = root.join(waste);
         let _ = std::fs::remove_dir_all(&folder);
         folders::make(&folder)?;
     }
     let tar = context.join("root.tar");
-    let argv: [&OsStr; 6] = ["tar".as_ref(), "-C".as_ref(), root.as_ref(), "-cf".as_ref(), tar.as_ref(), ".".as_ref()];
+    let argv: [&OsStr; 6] = [
+        "tar".as_ref(),
+        "-C".as_ref(),
+        root.as_ref(),
+        "-cf".as_ref(),
+        tar.as_ref(),
+        ".".as_ref(),
+    ];
     command::run(&argv).await?;
     std::fs::remove_dir_all(&root).during(|| format!("cannot remove {}", root.display()))?;
     build_text(&context, BASE_FILE, BASE).await?;
@@ -122,7 +153,19 @@ async fn compile(repository: &Path) -> Result<()> {
     let profile = std::env::var("QUARRY_PROFILE").unwrap_or_else(|_| "release".to_owned());
     let step = Step::begin(format!("cargo builds the manager and the extender ({profile})"));
     let flags = [("RUSTFLAGS", OsStr::new("-C target-feature=+crt-static"))];
-    let argv = ["cargo", "build", "-q", "--profile", &profile, "--target", triple, "-p", "quarry-manager", "-p", "quarry-extender"];
+    let argv = [
+        "cargo",
+        "build",
+        "-q",
+        "--profile",
+        &profile,
+        "--target",
+        triple,
+        "-p",
+        "quarry-manager",
+        "-p",
+        "quarry-extender",
+    ];
     command::run_in(repository, &flags, &argv).await?;
     let folder = if profile == "dev" { "debug" } else { &profile };
     let built = repository.join("target").join(triple).join(folder);
@@ -132,7 +175,13 @@ async fn compile(repository: &Path) -> Result<()> {
         let (from, to) = (built.join(program), place.join(program));
         // Only a change of the file makes a new layer.
         if !same(&from, &to) {
-            let argv: [&OsStr; 5] = ["install".as_ref(), "-p".as_ref(), "-T".as_ref(), from.as_ref(), to.as_ref()];
+            let argv: [&OsStr; 5] = [
+                "install".as_ref(),
+                "-p".as_ref(),
+                "-T".as_ref(),
+                from.as_ref(),
+                to.as_ref(),
+            ];
             command::run(&argv).await?;
         }
     }
@@ -148,11 +197,20 @@ fn same(one: &Path, other: &Path) -> bool {
 async fn build_target(repository: &Path, target: &str) -> Result<ImageRef> {
     let name = format!("quarry-{target}");
     let options = ["--target", target, "--build-arg", "BINARIES=prebuilt"];
-    let id = build(repository, &repository.join("Dockerfile"), &options, &format!("localhost/{name}:latest")).await?;
+    let id = build(
+        repository,
+        &repository.join("Dockerfile"),
+        &options,
+        &format!("localhost/{name}:latest"),
+    )
+    .await?;
     let short: String = id.chars().take(12).collect();
     let folder = repository.join("target/images");
     folders::make(&folder)?;
-    let image = ImageRef { reference: format!("localhost/{name}:{short}"), archive: folder.join(format!("{name}-{short}.tar")) };
+    let image = ImageRef {
+        reference: format!("localhost/{name}:{short}"),
+        archive: folder.join(format!("{name}-{short}.tar")),
+    };
     if !image.archive.exists() {
         let mut argv = buildah()?;
         argv.extend(["tag".into(), id.into(), OsString::from(&image.reference)]);
@@ -180,7 +238,13 @@ fn remove_older(folder: &Path, name: &str, newest: &Path) {
 /// The arguments that keep buildah's storage in the cache.
 fn buildah() -> Result<Vec<OsString>> {
     let storage = folders::cache()?.join("containers");
-    Ok(vec!["buildah".into(), "--root".into(), storage.into(), "--runroot".into(), "/run/quarry-buildah".into()])
+    Ok(vec![
+        "buildah".into(),
+        "--root".into(),
+        storage.into(),
+        "--runroot".into(),
+        "/run/quarry-buildah".into(),
+    ])
 }
 
 async fn storage_has(name: &str) -> Result<bool> {
@@ -200,7 +264,19 @@ async fn build_text(context: &Path, text: &str, name: &str) -> Result<String> {
 /// Builds a Dockerfile into the storage under a name, and returns the identity of the image.
 async fn build(context: &Path, file: &Path, options: &[&str], name: &str) -> Result<String> {
     let mut argv = buildah()?;
-    argv.extend(["bud", "-q", "--isolation", "chroot", "--network", "host", "--layers", "--pull-never"].map(OsString::from));
+    argv.extend(
+        [
+            "bud",
+            "-q",
+            "--isolation",
+            "chroot",
+            "--network",
+            "host",
+            "--layers",
+            "--pull-never",
+        ]
+        .map(OsString::from),
+    );
     argv.extend(options.iter().map(OsString::from));
     argv.extend(["-t".into(), name.into(), "-f".into(), file.into(), context.into()]);
     let output = command::run(&argv).await?;

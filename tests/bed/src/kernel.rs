@@ -63,18 +63,31 @@ async fn distribution() -> Result<Kernel> {
         });
     }
     let wide = folders::read(Path::new("/proc/cpuinfo")).is_ok_and(|text| text.contains(" amx_tile"));
-    let old = release.split('.').map_while(|part| part.parse::<u32>().ok()).take(2).lt([6, 13]);
+    let old = release
+        .split('.')
+        .map_while(|part| part.parse::<u32>().ok())
+        .take(2)
+        .lt([6, 13]);
     if wide && old {
         return Err(BedError::Missing {
             what: format!("the node kernel {release} cannot save the registers of this machine's processors (AMX)"),
-            remedy: "let apt reach deb.debian.org, where the bed gets a newer one, or use a machine without AMX".to_owned(),
+            remedy: "let apt reach deb.debian.org, where the bed gets a newer one, or use a machine without AMX"
+                .to_owned(),
         });
     }
-    Ok(Kernel { program, release, modules, arguments: Vec::new() })
+    Ok(Kernel {
+        program,
+        release,
+        modules,
+        arguments: Vec::new(),
+    })
 }
 
 async fn release(program: &Path) -> Result<String> {
-    Ok(command::run(&[program.as_os_str(), "--version".as_ref()]).await?.trim().to_owned())
+    Ok(command::run(&[program.as_os_str(), "--version".as_ref()])
+        .await?
+        .trim()
+        .to_owned())
 }
 
 /// The newer kernel, if it is in the cache and starts on this machine.
@@ -83,7 +96,12 @@ async fn newer(folder: &Path) -> Option<Kernel> {
     let program = root.join("usr/bin/linux.uml");
     let release = release(&program).await.ok()?;
     let modules = root.join("usr/lib/uml/modules").join(&release);
-    modules.join("modules.dep").exists().then(|| Kernel { program, release, modules, arguments: vec!["seccomp=on".to_owned()] })
+    modules.join("modules.dep").exists().then(|| Kernel {
+        program,
+        release,
+        modules,
+        arguments: vec!["seccomp=on".to_owned()],
+    })
 }
 
 /// Gets the kernel and the C library that it needs, and puts them side by side in a folder.
@@ -97,7 +115,12 @@ async fn download(folder: &Path) -> Result<()> {
     let sources = fresh.join("unstable.sources");
     folders::write(&sources, SOURCES)?;
     let apt = |words: &[&str]| {
-        let set = |name: &str, value: &Path| [OsString::from("-o"), [OsStr::new(name), value.as_os_str()].join(OsStr::new("="))];
+        let set = |name: &str, value: &Path| {
+            [
+                OsString::from("-o"),
+                [OsStr::new(name), value.as_os_str()].join(OsStr::new("=")),
+            ]
+        };
         let mut argv = vec![OsString::from("apt-get")];
         argv.extend(set("Dir::Etc::SourceList", &sources));
         argv.extend(set("Dir::Etc::SourceParts", Path::new("/dev/null")));
@@ -110,8 +133,18 @@ async fn download(folder: &Path) -> Result<()> {
     command::run_in(&fresh, &[], &apt(&["update"])).await?;
     command::run_in(&fresh, &[], &apt(&["download", "user-mode-linux", "libc6"])).await?;
     let packages = std::fs::read_dir(&fresh).during(|| format!("cannot read {}", fresh.display()))?;
-    for package in packages.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "deb")) {
-        command::run(&[OsStr::new("dpkg-deb"), "-x".as_ref(), package.as_os_str(), root.as_os_str()]).await?;
+    for package in packages
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|end| end == "deb"))
+    {
+        command::run(&[
+            OsStr::new("dpkg-deb"),
+            "-x".as_ref(),
+            package.as_os_str(),
+            root.as_os_str(),
+        ])
+        .await?;
     }
     // The kernel gets its own C library, at the place where it will stay.
     let library = folder.join("root/usr/lib/x86_64-linux-gnu");

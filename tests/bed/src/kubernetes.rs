@@ -17,11 +17,20 @@ const SUMS: &str = include_str!("../kubernetes/go.sum");
 const TOOLS: &str = include_str!("../kubernetes/tools.go");
 
 /// Built in this order: the first compiles what the others share.
-const PROGRAMS: [&str; 5] = ["kube-scheduler", "kube-apiserver", "kube-controller-manager", "kubelet", "kubectl"];
+const PROGRAMS: [&str; 5] = [
+    "kube-scheduler",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kubelet",
+    "kubectl",
+];
 
 /// The version of Kubernetes, such as `v1.34.4`.
 pub fn version() -> &'static str {
-    MODULE.lines().find_map(|line| line.strip_prefix("require k8s.io/kubernetes ")).map_or("v0.0.0", str::trim)
+    MODULE
+        .lines()
+        .find_map(|line| line.strip_prefix("require k8s.io/kubernetes "))
+        .map_or("v0.0.0", str::trim)
 }
 
 /// Where the programs of this version are kept.
@@ -32,7 +41,10 @@ pub(crate) fn folder() -> Result<PathBuf> {
 /// Builds the programs that are not in the cache, and returns their folder.
 pub async fn ensure() -> Result<PathBuf> {
     let folder = folder()?;
-    let missing: Vec<_> = PROGRAMS.into_iter().filter(|program| !folder.join(program).exists()).collect();
+    let missing: Vec<_> = PROGRAMS
+        .into_iter()
+        .filter(|program| !folder.join(program).exists())
+        .collect();
     if missing.is_empty() {
         return Ok(folder);
     }
@@ -48,7 +60,10 @@ pub async fn ensure() -> Result<PathBuf> {
 }
 
 async fn build(folder: &Path, module: &Path, program: &str) -> Result<()> {
-    let step = Step::begin(format!("building {program} {} (minutes, once for every version)", version()));
+    let step = Step::begin(format!(
+        "building {program} {} (minutes, once for every version)",
+        version()
+    ));
     let unfinished = folder.join(format!("{program}.building"));
     let flags = format!("-s -w -X k8s.io/component-base/version.gitVersion={}", version());
     let package = format!("k8s.io/kubernetes/cmd/{program}");
@@ -63,13 +78,15 @@ async fn build(folder: &Path, module: &Path, program: &str) -> Result<()> {
         unfinished.as_ref(),
         package.as_ref(),
     ];
-    command::run_in(module, &[("CGO_ENABLED", OsStr::new("0"))], &argv).await.map_err(|error| match error {
-        BedError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => BedError::Missing {
-            what: "the Go toolchain is missing".to_owned(),
-            remedy: "install Go 1.24 or newer from https://go.dev/dl and put its bin folder on the PATH".to_owned(),
-        },
-        other => other,
-    })?;
+    command::run_in(module, &[("CGO_ENABLED", OsStr::new("0"))], &argv)
+        .await
+        .map_err(|error| match error {
+            BedError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => BedError::Missing {
+                what: "the Go toolchain is missing".to_owned(),
+                remedy: "install Go 1.24 or newer from https://go.dev/dl and put its bin folder on the PATH".to_owned(),
+            },
+            other => other,
+        })?;
     let finished = folder.join(program);
     std::fs::rename(&unfinished, &finished).during(|| format!("cannot put {} in its place", finished.display()))?;
     step.done();

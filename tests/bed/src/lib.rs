@@ -57,8 +57,13 @@ pub fn program() -> Result<PathBuf, BedError> {
         return Ok(own);
     }
     let beside = own.ancestors().skip(1).take(2).map(|folder| folder.join("bed"));
-    env::var_os("QUARRY_BED").map(PathBuf::from).into_iter().chain(beside).find(|path| path.is_file()).ok_or_else(|| BedError::Missing {
-        what: format!("the program `bed` is not beside {}", own.display()),
-        remedy: "build it with `cargo build -p quarry-bed`, or name it in QUARRY_BED".to_owned(),
-    })
+    env::var_os("QUARRY_BED")
+        .map(PathBuf::from)
+        .into_iter()
+        .chain(beside)
+        .find(|path| path.is_file())
+        .ok_or_else(|| BedError::Missing {
+            what: format!("the program `bed` is not beside {}", own.display()),
+            remedy: "build it with `cargo build -p quarry-bed`, or name it in QUARRY_BED".to_owned(),
+        })
 }

@@ -36,15 +36,33 @@ pub(crate) fn start(bed: &Path, state: &Path, cluster: &str, port: u16, nodes: u
     if Running::of(state, NAME).pid().is_some() {
         return Ok(());
     }
-    let argv = [bed.as_os_str().to_owned(), "--name".into(), cluster.into(), "link".into(), port.to_string().into(), nodes.to_string().into()];
-    Daemon { name: NAME.to_owned(), argv: argv.into(), env: Vec::new(), namespace: None, etc: Vec::new() }.start(state).map(drop)
+    let argv = [
+        bed.as_os_str().to_owned(),
+        "--name".into(),
+        cluster.into(),
+        "link".into(),
+        port.to_string().into(),
+        nodes.to_string().into(),
+    ];
+    Daemon {
+        name: NAME.to_owned(),
+        argv: argv.into(),
+        env: Vec::new(),
+        namespace: None,
+        etc: Vec::new(),
+    }
+    .start(state)
+    .map(drop)
 }
 
 /// The process itself: serves until it is killed.
 pub fn serve(cluster: &str, port: u16, nodes: u8) -> Result<()> {
     let bind = |port: u16| {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).during(|| format!("cannot listen on 127.0.0.1:{port}"))?;
-        listener.set_nonblocking(true).during(|| "cannot use the listener".to_owned())?;
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, port)).during(|| format!("cannot listen on 127.0.0.1:{port}"))?;
+        listener
+            .set_nonblocking(true)
+            .during(|| "cannot use the listener".to_owned())?;
         Ok::<_, BedError>(listener)
     };
     // A socket stays in the namespace that it was made in: this one in the machine's, all that follow in the cluster's.
@@ -56,7 +74,9 @@ pub fn serve(cluster: &str, port: u16, nodes: u8) -> Result<()> {
         .enable_all()
         .build()
         .during(|| "cannot start the runtime".to_owned())?;
-    let nodes: Arc<[SocketAddr]> = (1..=nodes).map(|index| (crate::network::node_address(index), agent::PORT).into()).collect();
+    let nodes: Arc<[SocketAddr]> = (1..=nodes)
+        .map(|index| (crate::network::node_address(index), agent::PORT).into())
+        .collect();
     let last = Arc::new(AtomicUsize::new(0));
     runtime.block_on(async move {
         let api = accept(outside, |client| async {
@@ -108,7 +128,10 @@ async fn extender_on(nodes: &[SocketAddr], last: &AtomicUsize) -> std::io::Resul
             return Ok(stream);
         }
     }
-    Err(std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "the extender listens on no node"))
+    Err(std::io::Error::new(
+        std::io::ErrorKind::ConnectionRefused,
+        "the extender listens on no node",
+    ))
 }
 
 async fn extender_of(node: SocketAddr) -> std::io::Result<BufReader<TcpStream>> {

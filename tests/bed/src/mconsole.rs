@@ -1,10 +1,6 @@
 //! The management console of a User-Mode Linux kernel: plugs disks in and out while it runs.
 
-use std::{
-    os::unix::net::UnixDatagram,
-    path::Path,
-    time::Duration,
-};
+use std::{os::unix::net::UnixDatagram, path::Path, time::Duration};
 
 use crate::error::{During, Result};
 
@@ -16,7 +12,8 @@ const TEXT: usize = 512;
 /// Sends one command; the inner result is the kernel's answer.
 pub(crate) fn command(socket: &Path, own: &Path, text: &str) -> Result<Result<String, String>> {
     let _ = std::fs::remove_file(own);
-    let answer = exchange(socket, own, text).during(|| format!("the kernel's console {} does not answer", socket.display()));
+    let answer =
+        exchange(socket, own, text).during(|| format!("the kernel's console {} does not answer", socket.display()));
     let _ = std::fs::remove_file(own);
     answer
 }
@@ -25,10 +22,16 @@ fn exchange(socket: &Path, own: &Path, text: &str) -> std::io::Result<Result<Str
     let console = UnixDatagram::bind(own)?;
     console.set_read_timeout(Some(Duration::from_secs(10)))?;
     let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
-    let mut request: Vec<u8> = [MAGIC, VERSION, length].into_iter().flat_map(u32::to_ne_bytes).collect();
+    let mut request: Vec<u8> = [MAGIC, VERSION, length]
+        .into_iter()
+        .flat_map(u32::to_ne_bytes)
+        .collect();
     request.extend_from_slice(text.as_bytes());
     if text.len() >= TEXT {
-        return Ok(Err(format!("a command of {} bytes is longer than the kernel takes", text.len())));
+        return Ok(Err(format!(
+            "a command of {} bytes is longer than the kernel takes",
+            text.len()
+        )));
     }
     request.resize(3 * size_of::<u32>() + TEXT, 0);
     console.send_to(&request, socket)?;
@@ -36,7 +39,12 @@ fn exchange(socket: &Path, own: &Path, text: &str) -> std::io::Result<Result<Str
     loop {
         let mut answer = [0; 4096];
         let received = console.recv(&mut answer)?;
-        let word = |at: usize| answer[at..at + 4].try_into().map(u32::from_ne_bytes).unwrap_or_default();
+        let word = |at: usize| {
+            answer[at..at + 4]
+                .try_into()
+                .map(u32::from_ne_bytes)
+                .unwrap_or_default()
+        };
         let end = received.min(12 + usize::try_from(word(8)).unwrap_or(0));
         said.push_str(String::from_utf8_lossy(answer.get(12..end).unwrap_or_default()).trim_end_matches('\0'));
         failed |= word(0) != 0;

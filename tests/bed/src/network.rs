@@ -77,12 +77,17 @@ impl Namespace {
                 .during(|| format!("cannot connect to {address} in the network namespace {}", self.0))
         };
         std::thread::scope(|scope| scope.spawn(connect).join()).unwrap_or_else(|_| {
-            Err(BedError::Missing { what: "a thread died".to_owned(), remedy: "try again".to_owned() })
+            Err(BedError::Missing {
+                what: "a thread died".to_owned(),
+                remedy: "try again".to_owned(),
+            })
         })
     }
 
     async fn ip(&self, arguments: &[&str]) -> Result<()> {
-        command::run(&[&["ip", "-n", &self.0], arguments].concat()).await.map(drop)
+        command::run(&[&["ip", "-n", &self.0], arguments].concat())
+            .await
+            .map(drop)
     }
 
     /// Makes the namespace with its bridge, and a tap and a route for each node.
@@ -90,16 +95,27 @@ impl Namespace {
         command::run(&["ip", "netns", "add", &self.0]).await?;
         self.ip(&["link", "set", "lo", "up"]).await?;
         self.ip(&["link", "add", BRIDGE, "type", "bridge"]).await?;
-        self.ip(&["addr", "add", &format!("{GATEWAY}/24"), "dev", BRIDGE]).await?;
-        self.ip(&["addr", "add", &format!("{SERVICE}/32"), "dev", BRIDGE]).await?;
+        self.ip(&["addr", "add", &format!("{GATEWAY}/24"), "dev", BRIDGE])
+            .await?;
+        self.ip(&["addr", "add", &format!("{SERVICE}/32"), "dev", BRIDGE])
+            .await?;
         self.ip(&["link", "set", BRIDGE, "up"]).await?;
         for index in 1..=nodes {
             let tap = tap(index);
             self.ip(&["tuntap", "add", "dev", &tap, "mode", "tap"]).await?;
             self.ip(&["link", "set", &tap, "master", BRIDGE, "up"]).await?;
-            self.ip(&["route", "add", &pod_range(index), "via", &node_address(index).to_string()]).await?;
+            self.ip(&[
+                "route",
+                "add",
+                &pod_range(index),
+                "via",
+                &node_address(index).to_string(),
+            ])
+            .await?;
         }
-        command::run(&["ip", "netns", "exec", &self.0, "sysctl", "-qw", "net.ipv4.ip_forward=1"]).await.map(drop)
+        command::run(&["ip", "netns", "exec", &self.0, "sysctl", "-qw", "net.ipv4.ip_forward=1"])
+            .await
+            .map(drop)
     }
 
     /// Cuts or restores the cable of node `index`.
@@ -111,8 +127,12 @@ impl Namespace {
 
     /// Every process in the namespace, whoever started it.
     pub(crate) fn processes(&self) -> Vec<Pid> {
-        let Ok(namespace) = std::fs::metadata(self.path()) else { return Vec::new() };
-        let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+        let Ok(namespace) = std::fs::metadata(self.path()) else {
+            return Vec::new();
+        };
+        let Ok(entries) = std::fs::read_dir("/proc") else {
+            return Vec::new();
+        };
         entries
             .flatten()
             .filter_map(|entry| {

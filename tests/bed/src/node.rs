@@ -3,7 +3,7 @@
 use std::{
     fmt,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -27,6 +27,8 @@ use crate::{
     state::{NodeState, State},
 };
 
+/// Where the kubelet says that it is well.
+const KUBELET_HEALTH: u16 = 10248;
 /// How long a node may take from power to Ready.
 const BOOT: Duration = Duration::from_secs(180);
 
@@ -87,14 +89,18 @@ impl Node {
         if output.success() {
             Ok(output.stdout)
         } else {
-            Err(command::failed(&format!("{}: {}", self.name(), command::words(&argv)), &output))
+            Err(command::failed(
+                &format!("{}: {}", self.name(), command::words(&argv)),
+                &output,
+            ))
         }
     }
 
     /// A connection to a port of the node's loopback.
     pub async fn connect(&self, port: u16) -> Result<BufReader<TcpStream>> {
         let address = SocketAddr::from((network::node_address(self.state.index), agent::PORT));
-        let (stream, answer) = agent::converse(&self.namespace(), self.name(), address, &Request::Connect(port)).await?;
+        let (stream, answer) =
+            agent::converse(&self.namespace(), self.name(), address, &Request::Connect(port)).await?;
         match answer {
             Answer::Failed(message) => Err(self.error(format!("127.0.0.1:{port}: {message}"))),
             Answer::Done | Answer::Output(_) => Ok(stream),
@@ -155,7 +161,11 @@ impl Node {
 
     /// Stops the kubelet; containers go on.
     pub async fn stop_kubelet(&self) -> Result<()> {
-        self.done(&Request::Service { name: "kubelet".to_owned(), run: false }).await?;
+        self.done(&Request::Service {
+            name: "kubelet".to_owned(),
+            run: false,
+        })
+        .await?;
         let begun = Instant::now();
         while self.run(["pidof", "kubelet"]).await?.success() {
             if begun.elapsed() > Duration::from_secs(15) {
@@ -168,13 +178,23 @@ impl Node {
 
     /// Starts it again.
     pub async fn start_kubelet(&self) -> Result<()> {
-        self.done(&Request::Service { name: "kubelet".to_owned(), run: true }).await
+        self.done(&Request::Service {
+            name: "kubelet".to_owned(),
+            run: true,
+        })
+        .await
     }
 
     /// Starts the services that someone has stopped, as far as the node can be reached.
     pub(crate) async fn start_services(&self) {
         for name in ["containerd", "kubelet"] {
-            if let Err(error) = self.done(&Request::Service { name: name.to_owned(), run: true }).await {
+            if let Err(error) = self
+                .done(&Request::Service {
+                    name: name.to_owned(),
+                    run: true,
+                })
+                .await
+            {
                 eprintln!("bed: {error}");
             }
         }
@@ -189,16 +209,26 @@ impl Node {
                 return Err(self.error(format!("it went off: {}", last_lines(&self.console()))));
             }
             if boot_id.is_none() {
-                boot_id = self.run(["cat", "/proc/sys/kernel/random/boot_id"]).await.ok().map(|output| output.stdout.trim().to_owned());
+                boot_id = self
+                    .run(["cat", "/proc/sys/kernel/random/boot_id"])
+                    .await
+                    .ok()
+                    .map(|output| output.stdout.trim().to_owned());
             }
-            if boot_id.is_some() && self.ready_since(boot_id.as_deref()).await {
+            // The API server remembers the last word of a kubelet that has been stopped, so ask the kubelet as well.
+            let kubelet = boot_id.is_some() && self.connect(KUBELET_HEALTH).await.is_ok();
+            if kubelet && self.ready_since(boot_id.as_deref()).await {
                 return Ok(());
             }
             if begun.elapsed() > patience {
                 return Err(BedError::Timeout {
                     what: format!("{} being Ready", self.name()),
                     waited: patience,
-                    hint: format!("see {} and `bed run {} -- tail /var/lib/quarry-bed/log/kubelet.log`", self.console().display(), self.name()),
+                    hint: format!(
+                        "see {} and `bed run {} -- tail /var/lib/quarry-bed/log/kubelet.log`",
+                        self.console().display(),
+                        self.name()
+                    ),
                 });
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -207,10 +237,16 @@ impl Node {
 
     async fn ready_since(&self, boot_id: Option<&str>) -> bool {
         let nodes: Api<KubeNode> = Api::all(self.client.clone());
-        let Ok(node) = nodes.get(self.name()).await else { return false };
+        let Ok(node) = nodes.get(self.name()).await else {
+            return false;
+        };
         let status = node.status.unwrap_or_default();
         status.node_info.map(|info| info.boot_id).as_deref() == boot_id
-            && status.conditions.unwrap_or_default().iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+            && status
+                .conditions
+                .unwrap_or_default()
+                .iter()
+                .any(|condition| condition.type_ == "Ready" && condition.status == "True")
     }
 
     /// Switches the node on and returns at once.
@@ -227,10 +263,18 @@ impl Node {
         }
         if !boot.extra.is_empty() {
             let mut state = State::read(&self.cluster.name)?;
-            state.nodes.iter_mut().filter(|node| node.name == self.state.name).for_each(|node| node.disks.clone_from(&known));
+            state
+                .nodes
+                .iter_mut()
+                .filter(|node| node.name == self.state.name)
+                .for_each(|node| node.disks.clone_from(&known));
             state.write()?;
         }
-        let mut attached = vec![format!("ubd0={},,{}-system", disks::system(&disk_folder, self.name())?.display(), self.name())];
+        let mut attached = vec![format!(
+            "ubd0={},,{}-system",
+            disks::system(&disk_folder, self.name())?.display(),
+            self.name()
+        )];
         for ((disk, read_only), letter) in boot.arrange(&known)?.iter().zip('b'..) {
             disk.create()?;
             let flags = if *read_only { "r" } else { "" };
@@ -238,10 +282,12 @@ impl Node {
         }
         let config = folder.join("nodes").join(format!("{}.json", self.name()));
         self.write_config(&config)?;
-        self.machine_daemon(&folder, &config, attached)?.start(&folder).map(drop)
+        self.machine_daemon(&folder, &config, attached)?
+            .start(&folder)
+            .map(drop)
     }
 
-    fn write_config(&self, path: &PathBuf) -> Result<()> {
+    fn write_config(&self, path: &Path) -> Result<()> {
         path.parent().map_or(Ok(()), folders::make)?;
         let config = Config {
             node: self.state.name.clone(),
@@ -254,11 +300,14 @@ impl Node {
             kubeconfig: Pki::of(&self.cluster.folder()).kubeconfig(self.name()),
             images: self.cluster.images.clone(),
         };
-        let text = serde_json::to_string(&config).map_err(|source| BedError::Json { what: "a node's configuration".to_owned(), source })?;
+        let text = serde_json::to_string(&config).map_err(|source| BedError::Json {
+            what: "a node's configuration".to_owned(),
+            source,
+        })?;
         folders::write(path, text)
     }
 
-    fn machine_daemon(&self, folder: &std::path::Path, config: &std::path::Path, attached: Vec<String>) -> Result<Daemon> {
+    fn machine_daemon(&self, folder: &Path, config: &Path, attached: Vec<String>) -> Result<Daemon> {
         let kernel = &self.cluster.kernel;
         let uml = folder.join("uml");
         let _ = std::fs::remove_dir_all(self.kernel_folder());
@@ -274,7 +323,10 @@ impl Node {
             format!("{VARIABLE}={}", config.display()),
             format!("umid={}", self.name()),
             format!("uml_dir={}/", uml.display()),
-            format!("vec0:transport=tap,ifname={},depth=128,gro=1", network::tap(self.state.index)),
+            format!(
+                "vec0:transport=tap,ifname={},depth=128,gro=1",
+                network::tap(self.state.index)
+            ),
             "con=null".to_owned(),
             "con0=null,fd:1".to_owned(),
             "ssl=null".to_owned(),
@@ -283,7 +335,11 @@ impl Node {
         argv.extend(kernel.arguments.iter().cloned());
         argv.extend(attached);
         // The node's memory is a file in TMPDIR.
-        let memory = if std::path::Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "/tmp" };
+        let memory = if Path::new("/dev/shm").is_dir() {
+            "/dev/shm"
+        } else {
+            "/tmp"
+        };
         Ok(Daemon {
             name: self.state.name.clone(),
             argv: argv.into_iter().map(Into::into).collect(),
@@ -295,7 +351,10 @@ impl Node {
 
     /// The file with what the node's kernel and first process say.
     pub fn console(&self) -> PathBuf {
-        self.cluster.folder().join("log").join(format!("{}.log", self.state.name))
+        self.cluster
+            .folder()
+            .join("log")
+            .join(format!("{}.log", self.state.name))
     }
 
     /// The folder with the kernel's own files.
@@ -313,7 +372,9 @@ impl Node {
 
     async fn ask(&self, request: &Request) -> Result<Answer> {
         let address = SocketAddr::from((network::node_address(self.state.index), agent::PORT));
-        Ok(agent::converse(&self.namespace(), self.name(), address, request).await?.1)
+        Ok(agent::converse(&self.namespace(), self.name(), address, request)
+            .await?
+            .1)
     }
 
     async fn done(&self, request: &Request) -> Result<()> {
@@ -324,12 +385,18 @@ impl Node {
     }
 
     fn error(&self, message: String) -> BedError {
-        BedError::Agent { node: self.state.name.clone(), message }
+        BedError::Agent {
+            node: self.state.name.clone(),
+            message,
+        }
     }
 }
 
 impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Node").field("cluster", &self.cluster.name).field("name", &self.state.name).finish_non_exhaustive()
+        f.debug_struct("Node")
+            .field("cluster", &self.cluster.name)
+            .field("name", &self.state.name)
+            .finish_non_exhaustive()
     }
 }

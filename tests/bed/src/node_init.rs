@@ -63,7 +63,13 @@ pub fn run_if_node() -> Option<ExitCode> {
     if !services && getpid().as_raw() != 1 {
         return None;
     }
-    let result = read(&path).and_then(|config| if services { node_services::run(&config) } else { first_process(&path, &config) });
+    let result = read(&path).and_then(|config| {
+        if services {
+            node_services::run(&config)
+        } else {
+            first_process(&path, &config)
+        }
+    });
     let Err(error) = result;
     eprintln!("node: {error}");
     if services {
@@ -75,7 +81,10 @@ pub fn run_if_node() -> Option<ExitCode> {
 
 fn read(path: &Path) -> Result<Config> {
     let text = folders::read(path)?;
-    serde_json::from_str(&text).map_err(|source| BedError::Json { what: path.display().to_string(), source })
+    serde_json::from_str(&text).map_err(|source| BedError::Json {
+        what: path.display().to_string(),
+        source,
+    })
 }
 
 /// Flushes everything and switches the node off.
@@ -100,7 +109,8 @@ fn first_process(path: &Path, config: &Config) -> Result<Infallible> {
     }
     umount2("/old", MntFlags::MNT_DETACH).during(|| "cannot leave the old root".to_owned())?;
     let none = None::<&str>;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none).during(|| "cannot share mounts with pods".to_owned())?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none)
+        .during(|| "cannot share mounts with pods".to_owned())?;
     let mut services = Command::new(&config.bed)
         .arg(SERVICES)
         .env(VARIABLE, path)
@@ -112,7 +122,10 @@ fn first_process(path: &Path, config: &Config) -> Result<Infallible> {
     loop {
         match wait() {
             Ok(status) if status.pid().is_some_and(|pid| pid.as_raw() == id) => {
-                return Err(BedError::Missing { what: format!("the node's services ended: {status:?}"), remedy: "see above".to_owned() });
+                return Err(BedError::Missing {
+                    what: format!("the node's services ended: {status:?}"),
+                    remedy: "see above".to_owned(),
+                });
             }
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => {
@@ -135,7 +148,14 @@ fn mount_new(kind: &str, target: &str) -> Result<()> {
 fn own_root(config: &Config) -> Result<()> {
     let scratch = Path::new("/mnt");
     let none = None::<&str>;
-    mount(Some("tmpfs"), scratch, Some("tmpfs"), MsFlags::empty(), Some("size=600M")).during(|| "tmpfs on /mnt".to_owned())?;
+    mount(
+        Some("tmpfs"),
+        scratch,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some("size=600M"),
+    )
+    .during(|| "tmpfs on /mnt".to_owned())?;
     let [upper, work, root] = ["upper", "work", "root"].map(|name| scratch.join(name));
     for folder in [&upper, &work, &root] {
         folders::make(folder)?;
@@ -148,11 +168,18 @@ fn own_root(config: &Config) -> Result<()> {
         }
     }
     let options = format!("lowerdir=/,upperdir={},workdir={}", upper.display(), work.display());
-    mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
-        .during(|| "cannot lay an overlay over the machine's root".to_owned())?;
+    mount(
+        Some("overlay"),
+        &root,
+        Some("overlay"),
+        MsFlags::empty(),
+        Some(options.as_str()),
+    )
+    .during(|| "cannot lay an overlay over the machine's root".to_owned())?;
     chdir(&root).during(|| "cannot enter the new root".to_owned())?;
     folders::make(Path::new("old"))?;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).during(|| "cannot make mounts private".to_owned())?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .during(|| "cannot make mounts private".to_owned())?;
     pivot_root(".", "old").during(|| "cannot change the root".to_owned())?;
     chroot(".").during(|| "cannot change the root".to_owned())?;
     chdir("/").during(|| "cannot enter the new root".to_owned())

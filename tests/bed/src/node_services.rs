@@ -19,8 +19,7 @@ use tokio::{net::TcpListener, process::Command, sync::watch};
 
 use crate::{
     agent::{self, Answer, Request},
-    command,
-    disks,
+    command, disks,
     error::{BedError, During, Result},
     folders,
     images::ImageRef,
@@ -29,14 +28,34 @@ use crate::{
 };
 
 const MODULES: [&str; 18] = [
-    "dm-mod", "dm-thin-pool", "dm-snapshot", "dm-raid", "dm-crypt", "dm-flakey", "bridge", "veth", "overlay", "br_netfilter", "xfs",
-    "btrfs", "ip_tables", "iptable_nat", "nf_tables", "nft_compat", "xt_conntrack", "loop",
+    "dm-mod",
+    "dm-thin-pool",
+    "dm-snapshot",
+    "dm-raid",
+    "dm-crypt",
+    "dm-flakey",
+    "bridge",
+    "veth",
+    "overlay",
+    "br_netfilter",
+    "xfs",
+    "btrfs",
+    "ip_tables",
+    "iptable_nat",
+    "nf_tables",
+    "nft_compat",
+    "xt_conntrack",
+    "loop",
 ];
 
 const SYSTEM_DISK: &str = "/dev/ubda";
 /// Where the system disk is mounted, and what is kept on it from boot to boot.
 const SYSTEM: &str = "/var/lib/quarry-bed";
-const KEPT: [(&str, &str); 3] = [("containerd", "/var/lib/containerd"), ("kubelet", "/var/lib/kubelet"), ("pods", "/var/log/pods")];
+const KEPT: [(&str, &str); 3] = [
+    ("containerd", "/var/lib/containerd"),
+    ("kubelet", "/var/lib/kubelet"),
+    ("pods", "/var/log/pods"),
+];
 
 const CONTAINERD_CONFIG: &str = r#"version = 2
 [plugins."io.containerd.grpc.v1.cri"]
@@ -65,7 +84,9 @@ async fn serve(config: &Config) -> Result<Infallible> {
     network(config).await?;
     let (kubelet, containerd) = (watch::channel(true).0, watch::channel(true).0);
     let address = node_address(config.index);
-    let listener = TcpListener::bind((address, agent::PORT)).await.during(|| "the agent cannot listen".to_owned())?;
+    let listener = TcpListener::bind((address, agent::PORT))
+        .await
+        .during(|| "the agent cannot listen".to_owned())?;
     let control = {
         let (kubelet, containerd) = (kubelet.clone(), containerd.clone());
         move |request| {
@@ -81,7 +102,11 @@ async fn serve(config: &Config) -> Result<Infallible> {
     system_disk().await?;
     files(config)?;
     said("system disk");
-    tokio::spawn(keep_running(vec!["containerd".to_owned()], "containerd", containerd.subscribe()));
+    tokio::spawn(keep_running(
+        vec!["containerd".to_owned()],
+        "containerd",
+        containerd.subscribe(),
+    ));
     containerd_answers().await?;
     said("containerd");
     for image in &config.images {
@@ -108,14 +133,27 @@ fn settings(config: &Config) -> Result<()> {
     nix::unistd::sethostname(&config.node).during(|| "cannot set the host name".to_owned())?;
     text("/etc/hostname", &format!("{}\n", config.node))?;
     // The same at every boot, as on a real machine, and different on each node.
-    let name: String = config.node.bytes().chain(config.cluster.bytes()).map(|byte| format!("{byte:02x}")).collect();
+    let name: String = config
+        .node
+        .bytes()
+        .chain(config.cluster.bytes())
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     text("/etc/machine-id", &format!("{name:0<32.32}\n"))?;
     text("/proc/sys/net/ipv4/ip_forward", "1")?;
     // cAdvisor refuses a processor without a clock speed.
     let processors = folders::read(Path::new("/proc/cpuinfo"))?.replace("bogomips", "cpu MHz\t\t: 2000.000\nbogomips");
     text("/run/cpuinfo", &processors)?;
     bind("/run/cpuinfo", "/proc/cpuinfo")?;
-    for folder in ["/run/udev", "/run/lvm", "/run/lock/lvm", "/etc/cni/net.d", "/etc/containerd", "/etc/udev/rules.d", "/lib/modules"] {
+    for folder in [
+        "/run/udev",
+        "/run/lvm",
+        "/run/lock/lvm",
+        "/etc/cni/net.d",
+        "/etc/containerd",
+        "/etc/udev/rules.d",
+        "/lib/modules",
+    ] {
         folders::make(Path::new(folder))?;
     }
     text("/etc/udev/rules.d/62-quarry-bed.rules", disks::UDEV_RULE)
@@ -133,7 +171,15 @@ async fn network(config: &Config) -> Result<()> {
     command::run(&["ip", "link", "set", "vec0", "up"]).await?;
     command::run(&["ip", "route", "add", "default", "via", &gateway.to_string()]).await?;
     for other in (1..=config.nodes).filter(|other| *other != config.index) {
-        command::run(&["ip", "route", "add", &pod_range(other), "via", &node_address(other).to_string()]).await?;
+        command::run(&[
+            "ip",
+            "route",
+            "add",
+            &pod_range(other),
+            "via",
+            &node_address(other).to_string(),
+        ])
+        .await?;
     }
     Ok(())
 }
@@ -150,7 +196,9 @@ async fn modules(config: &Config) -> Result<()> {
 }
 
 async fn udev() -> Result<()> {
-    let daemon = ["/lib/systemd/systemd-udevd", "/usr/lib/systemd/systemd-udevd"].into_iter().find(|path| Path::new(path).exists());
+    let daemon = ["/lib/systemd/systemd-udevd", "/usr/lib/systemd/systemd-udevd"]
+        .into_iter()
+        .find(|path| Path::new(path).exists());
     command::run(&[daemon.unwrap_or("systemd-udevd"), "--daemon"]).await?;
     command::run(&["udevadm", "trigger"]).await?;
     command::run(&["udevadm", "settle"]).await.map(drop)
@@ -161,9 +209,24 @@ async fn system_disk() -> Result<()> {
     let none = None::<&str>;
     folders::make(Path::new(SYSTEM))?;
     // So what is written is on the disk a second later, flushed or not: neither containerd nor the kubelet flushes all that it cannot do without.
-    let mounting = || mount(Some(SYSTEM_DISK), SYSTEM, Some("ext4"), MsFlags::empty(), Some("commit=1,nodelalloc"));
+    let mounting = || {
+        mount(
+            Some(SYSTEM_DISK),
+            SYSTEM,
+            Some("ext4"),
+            MsFlags::empty(),
+            Some("commit=1,nodelalloc"),
+        )
+    };
     if mounting().is_err() {
-        command::run(&["mkfs.ext4", "-q", "-E", "lazy_itable_init=1,lazy_journal_init=1", SYSTEM_DISK]).await?;
+        command::run(&[
+            "mkfs.ext4",
+            "-q",
+            "-E",
+            "lazy_itable_init=1,lazy_journal_init=1",
+            SYSTEM_DISK,
+        ])
+        .await?;
         mounting().during(|| format!("cannot mount {SYSTEM_DISK}"))?;
     }
     folders::make(&Path::new(SYSTEM).join("log"))?;
@@ -235,9 +298,26 @@ async fn containerd_answers() -> Result<()> {
 }
 
 async fn import(image: &ImageRef) -> Result<()> {
-    let named = command::run(&["ctr", "-n", "k8s.io", "images", "ls", "-q", &format!("name=={}", image.reference)]).await?;
+    let named = command::run(&[
+        "ctr",
+        "-n",
+        "k8s.io",
+        "images",
+        "ls",
+        "-q",
+        &format!("name=={}", image.reference),
+    ])
+    .await?;
     if named.trim() != image.reference {
-        command::run(&["ctr", "-n", "k8s.io", "images", "import", &image.archive.display().to_string()]).await?;
+        command::run(&[
+            "ctr",
+            "-n",
+            "k8s.io",
+            "images",
+            "import",
+            &image.archive.display().to_string(),
+        ])
+        .await?;
     }
     Ok(())
 }
@@ -266,7 +346,11 @@ async fn control(request: Request, kubelet: &watch::Sender<bool>, containerd: &w
 /// Keeps a program running while it is wanted: starts it again when it ends, ends it when it is not wanted any more.
 async fn keep_running(argv: Vec<String>, name: &str, mut wanted: watch::Receiver<bool>) -> Result<Infallible> {
     let path = format!("{SYSTEM}/log/{name}.log");
-    let mut log = OpenOptions::new().create(true).append(true).open(&path).during(|| format!("cannot open {path}"))?;
+    let mut log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .during(|| format!("cannot open {path}"))?;
     loop {
         until(&mut wanted, true).await;
         let again = || log.try_clone().during(|| format!("cannot share {path}"));

@@ -38,7 +38,11 @@ pub fn missing() -> Vec<&'static str> {
         // Before and after the merge of /bin into /usr/bin.
         Path::new(file).exists() || file.strip_prefix("/usr").is_some_and(|short| Path::new(short).exists())
     };
-    PACKAGES.iter().filter(|(_, file)| !there(file)).map(|(name, _)| *name).collect()
+    PACKAGES
+        .iter()
+        .filter(|(_, file)| !there(file))
+        .map(|(name, _)| *name)
+        .collect()
 }
 
 /// Installs what is missing; an error that lists it where that cannot be done here.
@@ -47,12 +51,17 @@ pub async fn ensure() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let debian = folders::read(Path::new("/etc/os-release"))
-        .is_ok_and(|text| text.lines().any(|line| line == "ID=debian" || line.starts_with("ID_LIKE") && line.contains("debian")));
+    let debian = folders::read(Path::new("/etc/os-release")).is_ok_and(|text| {
+        text.lines()
+            .any(|line| line == "ID=debian" || line.starts_with("ID_LIKE") && line.contains("debian"))
+    });
     if !debian || !nix::unistd::geteuid().is_root() {
         return Err(BedError::Missing {
             what: format!("packages of Debian 12 are missing: {}", missing.join(" ")),
-            remedy: format!("as root: apt-get update && apt-get install --no-install-recommends {}", missing.join(" ")),
+            remedy: format!(
+                "as root: apt-get update && apt-get install --no-install-recommends {}",
+                missing.join(" ")
+            ),
         });
     }
     let step = Step::begin(format!("apt-get installs {}", missing.join(" ")));

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 use serde_json::json;
 
@@ -21,7 +22,11 @@ struct User {
 }
 
 fn user(token: &str, name: &str, group: &'static str) -> User {
-    User { token: format!("{token}-token"), name: name.to_owned(), group }
+    User {
+        token: format!("{token}-token"),
+        name: name.to_owned(),
+        group,
+    }
 }
 
 /// The files of one cluster.
@@ -33,7 +38,9 @@ pub(crate) struct Pki {
 impl Pki {
     /// Those of the cluster with this state folder.
     pub(crate) fn of(state: &Path) -> Self {
-        Pki { folder: state.join("pki") }
+        Pki {
+            folder: state.join("pki"),
+        }
     }
 
     /// The path of one file.
@@ -55,8 +62,15 @@ impl Pki {
             user("scheduler", "system:kube-scheduler", ""),
             user("controller-manager", "system:kube-controller-manager", ""),
         ];
-        users.extend(nodes.iter().map(|node| user(node, &format!("system:node:{node}"), "system:nodes")));
-        let tokens: String = users.iter().map(|u| format!("{},{},{},\"{}\"\n", u.token, u.name, u.name, u.group)).collect();
+        users.extend(
+            nodes
+                .iter()
+                .map(|node| user(node, &format!("system:node:{node}"), "system:nodes")),
+        );
+        let tokens: String = users
+            .iter()
+            .map(|u| format!("{},{},{},\"{}\"\n", u.token, u.name, u.name, u.group))
+            .collect();
         folders::write(&self.file("tokens.csv"), tokens)?;
         let inside = format!("https://{GATEWAY}:443");
         for user in &users {
@@ -82,13 +96,25 @@ impl Pki {
         let mut authority = CertificateParams::default();
         authority.distinguished_name.push(DnType::CommonName, "quarry-bed");
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        authority.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::CrlSign,
+            KeyUsagePurpose::DigitalSignature,
+        ];
         let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
 
-        let names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"].map(str::to_owned);
+        let names = [
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "localhost",
+        ]
+        .map(str::to_owned);
         let mut server = CertificateParams::new(names)?;
         server.distinguished_name.push(DnType::CommonName, "kube-apiserver");
-        server.subject_alt_names.extend([[127, 0, 0, 1].into(), GATEWAY, SERVICE].map(|ip| SanType::IpAddress(ip.into())));
+        server
+            .subject_alt_names
+            .extend([[127, 0, 0, 1].into(), GATEWAY, SERVICE].map(|ip| SanType::IpAddress(ip.into())));
         server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate()?;
         let certificate = server.signed_by(&key, &authority)?;

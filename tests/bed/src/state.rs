@@ -54,15 +54,20 @@ impl State {
         if !path.exists() {
             return Err(BedError::NotUp { name: name.to_owned() });
         }
-        serde_json::from_str(&folders::read(&path)?)
-            .map_err(|source| BedError::Json { what: format!("{} (remove it with `bed --name {name} down`)", path.display()), source })
+        serde_json::from_str(&folders::read(&path)?).map_err(|source| BedError::Json {
+            what: format!("{} (remove it with `bed --name {name} down`)", path.display()),
+            source,
+        })
     }
 
     /// Writes it, whole or not at all.
     pub(crate) fn write(&self) -> Result<()> {
         let path = Self::file(&self.name);
         let new = path.with_extension("new");
-        let text = serde_json::to_string_pretty(self).map_err(|source| BedError::Json { what: "the state".to_owned(), source })?;
+        let text = serde_json::to_string_pretty(self).map_err(|source| BedError::Json {
+            what: "the state".to_owned(),
+            source,
+        })?;
         folders::write(&new, text)?;
         std::fs::rename(&new, &path).during(|| format!("cannot write {}", path.display()))
     }
@@ -72,13 +77,17 @@ impl State {
 pub(crate) async fn lock(name: &str) -> Result<Flock<File>> {
     folders::make(&folders::clusters())?;
     let path = folders::clusters().join(format!("{name}.lock"));
-    tokio::task::spawn_blocking(move || lock_file(&path)).await.map_err(|error| BedError::Missing {
-        what: format!("the lock of the cluster: {error}"),
-        remedy: "try again".to_owned(),
-    })?
+    tokio::task::spawn_blocking(move || lock_file(&path))
+        .await
+        .map_err(|error| BedError::Missing {
+            what: format!("the lock of the cluster: {error}"),
+            remedy: "try again".to_owned(),
+        })?
 }
 
 fn lock_file(path: &Path) -> Result<Flock<File>> {
     let file = File::create(path).during(|| format!("cannot make {}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error).during(|| format!("cannot lock {}", path.display()))
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .during(|| format!("cannot lock {}", path.display()))
 }

@@ -15,14 +15,20 @@ pub struct Step {
 impl Step {
     /// Begins a step and says nothing until it is over.
     pub fn quiet(what: impl Into<String>) -> Self {
-        Step { what: what.into(), begun: Instant::now() }
+        Step {
+            what: what.into(),
+            begun: Instant::now(),
+        }
     }
 
     /// Begins a step that may take long, and says so.
     pub fn begin(what: impl Into<String>) -> Self {
         let what = what.into();
         eprintln!("bed: {what} ...");
-        Step { what, begun: Instant::now() }
+        Step {
+            what,
+            begun: Instant::now(),
+        }
     }
 
     /// The step is over.

@@ -24,7 +24,12 @@ type Anything = Result<(), Box<dyn Error>>;
 #[ignore = "needs root and a minute or two"]
 async fn a_cluster_survives_what_the_bed_does_to_it() -> Anything {
     let name = "breaks";
-    let cluster = Cluster::up(Options { name: name.to_owned(), fresh: true, ..Options::default() }).await?;
+    let cluster = Cluster::up(Options {
+        name: name.to_owned(),
+        fresh: true,
+        ..Options::default()
+    })
+    .await?;
     let node = cluster.node("node1")?;
     programs(&node).await?;
     timed("disks keep their names and content", disks(&node)).await?;
@@ -45,7 +50,10 @@ async fn an_interrupted_up_leaves_nothing() -> Anything {
     let name = "interrupted";
     Cluster::down(name).await?;
     for after in [300, 2500, 5000] {
-        let mut up = Command::new(env!("CARGO_BIN_EXE_bed")).args(["--name", name, "up"]).stderr(Stdio::null()).spawn()?;
+        let mut up = Command::new(env!("CARGO_BIN_EXE_bed"))
+            .args(["--name", name, "up"])
+            .stderr(Stdio::null())
+            .spawn()?;
         tokio::time::sleep(Duration::from_millis(after)).await;
         kill(Pid::from_raw(up.id().cast_signed()), Signal::SIGINT)?;
         let status = up.wait()?;
@@ -66,7 +74,10 @@ async fn programs(node: &Node) -> Anything {
     let output = node.run(["ls", "/nonexistent"]).await?;
     assert_eq!(output.status, 2);
     assert!(output.stderr.contains("/nonexistent"), "{}", output.stderr);
-    assert_eq!(node.run_with(["cat"], Some("through\n".to_owned())).await?.stdout, "through\n");
+    assert_eq!(
+        node.run_with(["cat"], Some("through\n".to_owned())).await?.stdout,
+        "through\n"
+    );
     assert!(node.run_ok(["false"]).await.is_err());
     assert!(node.run(["no-such-program"]).await.is_err());
     assert_eq!(node.run_ok(["hostname"]).await?.trim(), node.name());
@@ -77,28 +88,62 @@ async fn disks(node: &Node) -> Anything {
     let disks = node.disks();
     assert!(disks.len() >= 3);
     for disk in &disks {
-        assert_eq!(node.run_ok(["blockdev", "--getsize64", &disk.id]).await?.trim(), disk.size.to_string());
+        assert_eq!(
+            node.run_ok(["blockdev", "--getsize64", &disk.id]).await?.trim(),
+            disk.size.to_string()
+        );
     }
     let before = node.run_ok(["readlink", "-e", &disks[0].id]).await?;
     node.run_ok(["vgcreate", "kept", &disks[0].id, &disks[1].id]).await?;
     node.run_ok(["lvcreate", "-n", "volume", "-L", "64M", "kept"]).await?;
-    node.run_with(["dd", "of=/dev/kept/volume", "conv=fsync"], Some("what was written".to_owned())).await?;
+    node.run_with(
+        ["dd", "of=/dev/kept/volume", "conv=fsync"],
+        Some("what was written".to_owned()),
+    )
+    .await?;
     node.kill().await?;
     let order = disks.iter().rev().map(|disk| disk.id.clone()).collect();
-    node.boot(Boot { order, ..Boot::default() }).await?;
-    assert_ne!(node.run_ok(["readlink", "-e", &disks[0].id]).await?, before, "the names did not move");
+    node.boot(Boot {
+        order,
+        ..Boot::default()
+    })
+    .await?;
+    assert_ne!(
+        node.run_ok(["readlink", "-e", &disks[0].id]).await?,
+        before,
+        "the names did not move"
+    );
     node.run_ok(["vgchange", "-ay", "kept"]).await?;
-    assert_eq!(node.run_ok(["head", "-c", "16", "/dev/kept/volume"]).await?, "what was written");
+    assert_eq!(
+        node.run_ok(["head", "-c", "16", "/dev/kept/volume"]).await?,
+        "what was written"
+    );
 
     node.power_off().await?;
     let without = vec![disks[1].id.clone()];
-    node.boot(Boot { without, read_only: vec![disks[2].serial.clone()], extra: vec![1 << 30], ..Boot::default() }).await?;
+    node.boot(Boot {
+        without,
+        read_only: vec![disks[2].serial.clone()],
+        extra: vec![1 << 30],
+        ..Boot::default()
+    })
+    .await?;
     assert!(!node.run(["readlink", "-e", &disks[1].id]).await?.success());
     assert_eq!(node.run_ok(["blockdev", "--getro", &disks[2].id]).await?.trim(), "1");
     let more = node.disks();
     assert_eq!(more.len(), disks.len() + 1);
-    assert_eq!(node.run_ok(["blockdev", "--getsize64", &more[disks.len()].id]).await?.trim(), (1 << 30).to_string());
-    assert!(node.run_ok(["vgs", "--noheadings", "-o", "vg_attr", "kept"]).await?.contains('p'), "no disk is missed");
+    assert_eq!(
+        node.run_ok(["blockdev", "--getsize64", &more[disks.len()].id])
+            .await?
+            .trim(),
+        (1 << 30).to_string()
+    );
+    assert!(
+        node.run_ok(["vgs", "--noheadings", "-o", "vg_attr", "kept"])
+            .await?
+            .contains('p'),
+        "no disk is missed"
+    );
     node.reboot().await?;
     node.run_ok(["vgremove", "-f", "kept"]).await?;
     Ok(())
@@ -107,13 +152,30 @@ async fn disks(node: &Node) -> Anything {
 async fn hotplug(node: &Node) -> Anything {
     let disks = node.disks();
     node.run_ok(["vgcreate", "pulled", &disks[0].id, &disks[1].id]).await?;
-    node.run_ok(["lvcreate", "-n", "on0", "-L", "64M", "pulled", &disks[0].id]).await?;
-    node.run_ok(["lvcreate", "-n", "on1", "-L", "64M", "pulled", &disks[1].id]).await?;
-    let read = |volume: &'static str| node.run(["dd", &format!("if=/dev/pulled/{volume}"), "of=/dev/null", "bs=1M", "iflag=direct"].map(str::to_owned));
+    node.run_ok(["lvcreate", "-n", "on0", "-L", "64M", "pulled", &disks[0].id])
+        .await?;
+    node.run_ok(["lvcreate", "-n", "on1", "-L", "64M", "pulled", &disks[1].id])
+        .await?;
+    let read = |volume: &'static str| {
+        node.run(
+            [
+                "dd",
+                &format!("if=/dev/pulled/{volume}"),
+                "of=/dev/null",
+                "bs=1M",
+                "iflag=direct",
+            ]
+            .map(str::to_owned),
+        )
+    };
     node.take_disk(&disks[0].id).await?;
     assert!(!read("on0").await?.success(), "a volume works without its disk");
     assert!(read("on1").await?.success(), "a volume of another disk failed");
-    assert!(node.run_ok(["vgs", "--noheadings", "-o", "vg_attr", "pulled"]).await?.contains('p'));
+    assert!(
+        node.run_ok(["vgs", "--noheadings", "-o", "vg_attr", "pulled"])
+            .await?
+            .contains('p')
+    );
     node.return_disk(&disks[0].id).await?;
     node.run_ok(["lvchange", "--refresh", "pulled/on0"]).await?;
     assert!(read("on0").await?.success(), "a volume is not back with its disk");
@@ -161,7 +223,10 @@ async fn running(pods: &Api<Pod>, name: &str, restarts: i32) -> Anything {
     while begun.elapsed() < Duration::from_secs(90) {
         let status = pods.get(name).await?.status.unwrap_or_default();
         let containers = status.container_statuses.unwrap_or_default();
-        if containers.iter().any(|status| status.ready && status.restart_count >= restarts) {
+        if containers
+            .iter()
+            .any(|status| status.ready && status.restart_count >= restarts)
+        {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -196,7 +261,11 @@ async fn extender(cluster: &Cluster) -> Anything {
     let node = cluster.node("node3")?;
     let listener = node.clone();
     // Says who it is to whoever connects.
-    let serving = tokio::spawn(async move { listener.run(["busybox", "nc", "-l", "-p", "9899", "-s", "127.0.0.1", "-e", "hostname"]).await });
+    let serving = tokio::spawn(async move {
+        listener
+            .run(["busybox", "nc", "-l", "-p", "9899", "-e", "hostname"])
+            .await
+    });
     let begun = Instant::now();
     let mut said = String::new();
     while said.is_empty() && begun.elapsed() < Duration::from_secs(20) {
@@ -217,7 +286,11 @@ async fn healing(cluster: &Cluster) -> Anything {
     cluster.kill(Process::Etcd).await?;
     cluster.pause(Process::Scheduler).await?;
     let client = cluster.client().await?;
-    let healed = Cluster::up(Options { name: cluster.name().to_owned(), ..Options::default() }).await?;
+    let healed = Cluster::up(Options {
+        name: cluster.name().to_owned(),
+        ..Options::default()
+    })
+    .await?;
     assert_eq!(healed.kubeconfig(), cluster.kubeconfig());
     // The same cluster, not another: the pod is still known.
     Api::<Pod>::namespaced(client, "default").get("survivor").await?;
@@ -227,11 +300,23 @@ async fn healing(cluster: &Cluster) -> Anything {
 fn nothing_is_left(name: &str) -> Anything {
     let state = format!("/var/tmp/quarry-bed/{name}");
     assert!(!Path::new(&state).exists(), "{state} is left");
-    assert!(!Path::new(&format!("/run/netns/quarry-{name}")).exists(), "the namespace is left");
-    assert!(!std::fs::read_to_string("/proc/mounts")?.contains(&state), "a mount is left");
+    assert!(
+        !Path::new(&format!("/run/netns/quarry-{name}")).exists(),
+        "the namespace is left"
+    );
+    assert!(
+        !std::fs::read_to_string("/proc/mounts")?.contains(&state),
+        "a mount is left"
+    );
     for entry in std::fs::read_dir("/proc")?.flatten() {
-        let Ok(command) = std::fs::read(entry.path().join("cmdline")) else { continue };
-        assert!(!String::from_utf8_lossy(&command).contains(&format!("{state}/")), "process {} is left", entry.path().display());
+        let Ok(command) = std::fs::read(entry.path().join("cmdline")) else {
+            continue;
+        };
+        assert!(
+            !String::from_utf8_lossy(&command).contains(&format!("{state}/")),
+            "process {} is left",
+            entry.path().display()
+        );
     }
     Ok(())
 }
