@@ -66,19 +66,27 @@ pub fn large_enough(size: Bytes, mode: VolumeMode, fs_type: FsType) -> Result<()
     Ok(())
 }
 
-/// Checks a claim against its class: everything that can be said without knowing any node.
+/// Checks a class.
 ///
 /// # Errors
-/// Reason and message of the event that tells the claim's owner.
-pub fn check(claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<Provision, (&'static str, String)> {
-    let parameters = ClassParameters::of(class).map_err(|errors| {
+/// Reason and message of the event that tells the owner of the class, and of each claim of it.
+pub fn check_class(class: &StorageClass) -> Result<ClassParameters, (&'static str, String)> {
+    ClassParameters::of(class).map_err(|errors| {
         let class = class.metadata.name.as_deref().unwrap_or_default();
         let again = "parameters cannot be changed: delete the class and create it again";
         (
             "InvalidStorageClass",
             format!("StorageClass {class}: {errors}; {again}"),
         )
-    })?;
+    })
+}
+
+/// Checks a claim against its class: everything that can be said without knowing any node.
+///
+/// # Errors
+/// Reason and message of the event that tells the claim's owner.
+pub fn check(claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<Provision, (&'static str, String)> {
+    let parameters = check_class(class)?;
     let request = claim::request(claim).map_err(|error| ("InvalidClaim", error.to_string()))?;
     large_enough(request.size, request.volume_mode, parameters.fs_type)
         .map_err(|error| ("InvalidClaim", error.to_string()))?;

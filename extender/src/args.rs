@@ -13,7 +13,7 @@ use quarry_process::{Limits, LogFormat, Ready, Shutdown, bind, build_info, init_
 use crate::decide::Patience;
 use crate::handlers::Extender;
 use crate::server::{RequestLimits, router};
-use crate::{metrics, watch};
+use crate::{advice, metrics, watch};
 
 /// Quarry's scheduler extender: tells kube-scheduler on which nodes a pod's claims have room.
 #[derive(Debug, Clone, Parser)]
@@ -85,7 +85,8 @@ impl Args {
             ..Default::default()
         };
         let scheduler = router(Arc::clone(&extender), limits, self.log_requests);
-        let watches = watch::run(client, Arc::clone(&extender), &ready);
+        let watches = watch::run(client.clone(), Arc::clone(&extender), &ready);
+        let advice = advice::run(client, Arc::clone(&extender));
         let admin = serve_admin(self.admin_listen, Arc::new(registry), ready.clone(), shutdown.clone());
         tokio::select! {
             () = serve(listener, scheduler, Limits::default(), shutdown) => {
@@ -94,6 +95,7 @@ impl Args {
             }
             result = admin => result.context("health, readiness and metrics are not served"),
             () = watches => anyhow::bail!("the watches ended"),
+            () = advice => anyhow::bail!("the watches of classes and nodes ended"),
         }
     }
 

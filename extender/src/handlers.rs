@@ -57,6 +57,12 @@ impl Extender {
         self.changed.send_replace(());
     }
 
+    /// Tells of every change of what is known.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
     /// Reads what is known.
     pub fn read<T>(&self, read: impl FnOnce(&Index) -> T) -> T {
         read(&self.index.read().unwrap_or_else(PoisonError::into_inner))

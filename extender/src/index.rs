@@ -127,6 +127,11 @@ impl Index {
         self.claims.get(key)
     }
 
+    /// All claims, with their keys.
+    pub fn claims(&self) -> impl Iterator<Item = (&str, &Claim)> {
+        self.claims.iter().map(|(key, claim)| (&**key, claim))
+    }
+
     /// The node where the volume of a claim has been seen.
     #[must_use]
     pub fn volume_of(&self, claim_uid: &str) -> Option<&str> {
@@ -199,6 +204,12 @@ impl Index {
 #[must_use]
 pub fn claim_key(namespace: &str, name: &str) -> String {
     format!("{namespace}/{name}")
+}
+
+/// Namespace and name of a claim, from its key.
+#[must_use]
+pub fn claim_name(key: &str) -> (&str, &str) {
+    key.split_once('/').unwrap_or(("", key))
 }
 
 impl Entry for Class {

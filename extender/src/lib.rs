@@ -1,7 +1,9 @@
 //! Quarry's scheduler extender: tells kube-scheduler on which nodes a pod's claims have room.
 //!
 //! [`watch`] keeps [`index`]; [`server`] reads what kube-scheduler asks ([`api`]); [`handlers`] answers by [`decide`].
+//! Beside that, [`advice`] says in events what is wrong with classes and claims.
 
+pub mod advice;
 pub mod answered;
 pub mod api;
 pub mod args;
