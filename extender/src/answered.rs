@@ -1,8 +1,11 @@
 //! The pods that were answered and whose node is not known yet.
 //!
 //! Between our answer and the annotation that the scheduler writes on the pod's claims, the pod may be on its way to any
-//! of the nodes that it was answered. It is remembered until the watch shows where it went, it is asked for again, its
-//! claims are gone, or a deadline has passed because its attempt failed elsewhere.
+//! of the nodes that it was answered. While the index shows a claim of it on no node, the claim counts on each of these.
+//! The pod is remembered until its claims have volumes or are gone, it is asked for again, or a deadline has passed
+//! because its attempt failed elsewhere. An annotation alone does not settle it: a watch that lags may show one that was
+//! withdrawn before we answered. (A watch that lags by more than a failed provisioning and the second that the scheduler
+//! lets pass after it would mislead us; the manager's own check is there for that.)
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -60,19 +63,11 @@ pub struct Answered {
     pods: HashMap<String, Record>,
 }
 
-/// The claims of one such pod that are not counted in the index, and where they may be.
+/// The claims of one such pod that the index shows on no node, and where they may be.
 #[derive(Debug)]
 struct Outstanding<'a> {
     claims: Vec<&'a Pending>,
-    place: Place<'a>,
-}
-
-#[derive(Debug)]
-enum Place<'a> {
-    /// On one of these nodes.
-    Any(&'a Nodes),
-    /// On this one: another claim of the pod shows it.
-    Here(Box<str>),
+    nodes: &'a Nodes,
 }
 
 /// All claims that are not counted in the index though they may be on their way.
@@ -84,22 +79,17 @@ pub struct Crowd<'a> {
 }
 
 impl Pending {
-    /// Whether the index does not show yet where the claim goes.
+    /// Whether the index shows the claim on no node.
     fn is_open(&self, index: &Index) -> bool {
-        index.claim(&self.key).is_some_and(|claim| {
-            *claim.uid == *self.uid
-                && claim.binding == Binding::Unbound
-                && claim.selected.is_none()
-                && index.volume_of(&self.uid).is_none()
-        })
+        self.is_awaited(index) && index.claim(&self.key).is_some_and(|claim| claim.selected.is_none())
     }
 
-    /// The node that the index shows for the claim.
-    fn seen_on(&self, index: &Index) -> Option<Box<str>> {
-        let claim = index.claim(&self.key).filter(|claim| *claim.uid == *self.uid);
-        claim
-            .and_then(|claim| claim.selected.clone())
-            .or_else(|| index.volume_of(&self.uid).map(Into::into))
+    /// Whether the claim is still to get its volume.
+    fn is_awaited(&self, index: &Index) -> bool {
+        index
+            .claim(&self.key)
+            .is_some_and(|claim| *claim.uid == *self.uid && claim.binding == Binding::Unbound)
+            && index.volume_of(&self.uid).is_none()
     }
 }
 
@@ -127,10 +117,10 @@ impl Answered {
         self.pods.is_empty()
     }
 
-    /// Forgets the pods whose node is known, whose claims are gone, or that were answered too long ago.
+    /// Forgets the pods whose claims all have volumes or are gone, or that were answered too long ago.
     pub fn prune(&mut self, index: &Index, now: Instant, remembered: Duration) {
         self.pods.retain(|_, record| {
-            now.duration_since(record.at) < remembered && record.claims.iter().any(|claim| claim.is_open(index))
+            now.duration_since(record.at) < remembered && record.claims.iter().any(|claim| claim.is_awaited(index))
         });
     }
 
@@ -139,12 +129,12 @@ impl Answered {
     pub fn crowd(&self, index: &Index, pod: &str, remembered: Duration) -> Crowd<'_> {
         let mut crowd = Crowd::default();
         for (_, record) in self.pods.iter().filter(|(name, _)| *name != pod) {
-            let (open, settled): (Vec<_>, Vec<_>) = record.claims.iter().partition(|claim| claim.is_open(index));
-            let here = settled.iter().find_map(|claim| claim.seen_on(index));
-            crowd.pods.push(Outstanding {
-                claims: open,
-                place: here.map_or(Place::Any(&record.nodes), Place::Here),
-            });
+            let claims: Vec<_> = record.claims.iter().filter(|claim| claim.is_open(index)).collect();
+            if claims.is_empty() {
+                continue;
+            }
+            let nodes = &record.nodes;
+            crowd.pods.push(Outstanding { claims, nodes });
             let until = record.at + remembered;
             crowd.until = Some(crowd.until.map_or(until, |other| other.min(until)));
         }
@@ -164,14 +154,7 @@ impl Crowd<'_> {
     pub fn on(&self, slot: Slot, node: &Node, own: &[Pending]) -> Besides {
         let mut besides = Besides::default();
         let mut seen: HashSet<&str> = HashSet::new();
-        for pod in &self.pods {
-            let here = match &pod.place {
-                Place::Any(nodes) => nodes.contains(slot),
-                Place::Here(name) => **name == *node.name,
-            };
-            if !here {
-                continue;
-            }
+        for pod in self.pods.iter().filter(|pod| pod.nodes.contains(slot)) {
             for claim in &pod.claims {
                 if own.iter().any(|own| own.uid == claim.uid) || !seen.insert(&claim.uid) {
                     continue;

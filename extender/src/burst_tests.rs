@@ -148,6 +148,11 @@ impl Model {
             Step::Withdraw(pick) => {
                 let open = self.claims_that(|claim| claim.node.is_some() && !claim.volume);
                 if let Some((pod, claim)) = choose(&open, pick) {
+                    // It took the manager a command and an API call, and the scheduler takes a second before the next
+                    // attempt: by then our watch has seen the selection, if not its withdrawal.
+                    while !self.late[0].is_empty() {
+                        self.deliver(0);
+                    }
                     self.pods[pod].1[claim].node = None;
                     self.pods[pod].2 = Where::Queued;
                     let claim = self.pods[pod].1[claim].claim();
@@ -356,7 +361,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
     fn a_burst_never_overcommits_and_never_stalls(setup in setup(), steps in prop::collection::vec(step(), 1..150)) {

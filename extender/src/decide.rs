@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
+use quarry_crds::extents::Bytes;
 use quarry_crds::placement::{self, Ask, Fit, Refusal, Standing};
 use quarry_crds::provisioning::large_enough;
 use quarry_crds::storage_class::Scoring;
@@ -295,6 +296,10 @@ fn needs(index: &Index, pod: &Pod, candidates: &[Cow<'_, str>]) -> Result<Needs,
                 return Err(unseen("was selected to another node when last seen"));
             }
             needs.pinned = Some(node.into());
+            if let Ok(request) = &claim.request {
+                // Counted already, unless the selection turns out to be withdrawn.
+                needs.pending.push(pending(key, claim, class_name, request.size));
+            }
             continue;
         }
         let refuse = |problem: &str| {
@@ -311,14 +316,18 @@ fn needs(index: &Index, pod: &Pod, candidates: &[Cow<'_, str>]) -> Result<Needs,
             class: class_name.to_owned(),
             size: request.size,
         });
-        needs.pending.push(Pending {
-            key,
-            uid: claim.uid.to_string(),
-            class: class_name.to_owned(),
-            size: request.size,
-        });
+        needs.pending.push(pending(key, claim, class_name, request.size));
     }
     Ok(needs)
+}
+
+fn pending(key: String, claim: &Claim, class: &str, size: Bytes) -> Pending {
+    Pending {
+        key,
+        uid: claim.uid.to_string(),
+        class: class.to_owned(),
+        size,
+    }
 }
 
 /// The node that a claim without a bound volume goes to, if that is known.
