@@ -124,7 +124,7 @@ impl Scale {
                 whole.checked_mul(factor)?.checked_add(part)
             }
             Self::DividedBy(divisor) => {
-                let more = whole % divisor != 0 || nanos != 0;
+                let more = !whole.is_multiple_of(divisor) || nanos != 0;
                 Some(whole / divisor + u128::from(more))
             }
             Self::Beyond => None,

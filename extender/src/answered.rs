@@ -143,6 +143,12 @@ impl Answered {
 }
 
 impl Crowd<'_> {
+    /// How many other pods there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.pods.len()
+    }
+
     /// Whether there is nobody else.
     #[must_use]
     pub fn is_empty(&self) -> bool {

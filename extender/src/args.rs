@@ -40,7 +40,7 @@ pub struct Args {
     #[arg(long, env = "QUARRY_CROWD_WAIT_MS", default_value = "1000")]
     pub crowd_wait_ms: u64,
     /// How long, in milliseconds, a pod is counted on every node that it was answered while its node is not known.
-    #[arg(long, env = "QUARRY_REMEMBER_MS", default_value = "3000")]
+    #[arg(long, env = "QUARRY_REMEMBER_MS", default_value = "10000")]
     pub remember_ms: u64,
     /// Log each request and answer, whole, at level debug.
     #[arg(long, env = "QUARRY_LOG_REQUESTS")]

@@ -23,7 +23,8 @@ pub struct Patience {
     pub settle: Duration,
     /// The same, where no node is: the alternative is to send the pod back, which costs it a second or more.
     pub crowd: Duration,
-    /// How long a pod is remembered whose node never shows.
+    /// How long a pod is remembered whose node never shows. In a burst the scheduler's own limit of requests to the API
+    /// server can delay its choice by seconds.
     pub remembered: Duration,
 }
 
@@ -33,7 +34,7 @@ impl Default for Patience {
             unseen: Duration::from_millis(200),
             settle: Duration::from_millis(50),
             crowd: Duration::from_secs(1),
-            remembered: Duration::from_secs(3),
+            remembered: Duration::from_secs(10),
         }
     }
 }
@@ -64,6 +65,10 @@ pub enum Cause {
     NotReady,
     /// Too little is left.
     NoRoom,
+    /// Too little may be left: pods answered just before may be there. (No error, because then a scheduler for which the
+    /// extender is ignorable would place the pod without us; a refused pod is looked at again as soon as a claim or
+    /// volume of the others changes.)
+    Crowded,
 }
 
 /// What is said of a pod.
@@ -145,11 +150,6 @@ pub fn filter(
                 let until = crowd.until.map_or(limit, |until| until.saturating_duration_since(now));
                 let least = Duration::from_millis(1);
                 return Verdict::Wait(Doubt::Crowded, (limit - waited).min(until.max(least)));
-            }
-            if view.passed.is_empty() && !view.crowded.is_empty() {
-                let text = "pods placed just before may take the space; trying again once their nodes are known";
-                answered.forget(&name);
-                return Verdict::Answer(Answer::Error(Doubt::Crowded, text.to_owned()));
             }
             answered.forget(&name);
             if !view.passed.is_empty() && !needs.pending.is_empty() {
@@ -240,7 +240,11 @@ fn view(
         if !besides.is_empty()
             && let Err(refusal) = fits(&besides)
         {
-            view.crowded.push((at, cause(&refusal), refusal.to_string().into()));
+            let text = match refusal {
+                Refusal::NoRoom { .. } => "node(s) had local storage that pods scheduled just before may take".into(),
+                other => other.to_string().into(),
+            };
+            view.crowded.push((at, Cause::Crowded, text));
             continue;
         }
         view.passed.push(at);

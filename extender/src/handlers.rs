@@ -68,10 +68,15 @@ impl Extender {
         read(&self.index.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// How many pods were answered and are not placed yet.
+    /// How many pods were answered whose node is not known yet.
     #[must_use]
     pub fn outstanding(&self) -> usize {
-        self.answered.lock().unwrap_or_else(PoisonError::into_inner).len()
+        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        let remembered = self.patience.remembered;
+        self.read(|index| {
+            answered.prune(index, Instant::now(), remembered);
+            answered.crowd(index, "", remembered).len()
+        })
     }
 
     /// How many objects of a kind are known.

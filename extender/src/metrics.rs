@@ -96,6 +96,7 @@ impl Cause {
             Self::NotInClass => "not_in_class",
             Self::NotReady => "storage_not_ready",
             Self::NoRoom => "no_room",
+            Self::Crowded => "crowded",
         }
     }
 }
@@ -160,7 +161,12 @@ impl Collector for Live {
             let kind = ConstGauge::new(0_u64).metric_type();
             let mut encoder = encoder.encode_descriptor(name, help, None, kind)?;
             for (labels, value) in series {
-                ConstGauge::new(*value).encode(encoder.encode_family(labels)?)?;
+                let value = ConstGauge::new(*value);
+                if labels.is_empty() {
+                    value.encode(encoder)?;
+                    break;
+                }
+                value.encode(encoder.encode_family(labels)?)?;
             }
             Ok(())
         };

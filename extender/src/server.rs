@@ -220,3 +220,7 @@ fn log(args: &ExtenderArgs<'_>, names: &[Cow<'_, str>], answer: &Answer) {
         Answer::Error(_, text) => tracing::warn!(pod.namespace, pod.name, "no answer: {text}"),
     }
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

@@ -1,0 +1,252 @@
+//! The Router as kube-scheduler calls it, without a socket.
+
+use axum::http::Method;
+use http_body_util::BodyExt;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use super::*;
+use crate::decide::Patience;
+use crate::index::claim_key;
+use crate::objects::{Claim, Class, Storage, Volume};
+use crate::testing::{mk_claim, mk_class, mk_storage, selected};
+
+const BY_NAME: &str = include_str!("../tests/samples/filter-names.json");
+const BY_OBJECT: &str = include_str!("../tests/samples/filter-nodes.json");
+
+/// n0 and n1 have a group of 100 extents for class `fast`, n1 is half full; data-web-0 asks for this many.
+fn extender(extents: u64) -> Arc<Extender> {
+    let extender = Arc::new(Extender::new(Patience::default()));
+    let storages = ["n0", "n1"].map(|node| {
+        let storage = mk_storage("fast", node, "vg", 100, if node == "n1" { 50 } else { 0 });
+        (format!("fast.{node}").into(), Storage::read(&storage).expect("present"))
+    });
+    extender.replace(vec![("fast".into(), Class::read(&mk_class("fast")))]);
+    extender.replace::<Storage>(storages.into());
+    extender.replace::<Volume>(Vec::new());
+    let claim = mk_claim("data-web-0", "fast", extents);
+    extender.replace(vec![(claim_key("db", "data-web-0").into(), Claim::read(&claim))]);
+    extender
+}
+
+async fn call(router: Router, method: Method, path: &str, body: impl Into<Body>) -> (StatusCode, Value) {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .body(body.into())
+        .expect("a request");
+    let answer = router.oneshot(request).await.expect("an answer");
+    let status = answer.status();
+    let body = answer.into_body().collect().await.expect("a body").to_bytes();
+    let text = String::from_utf8_lossy(&body).into_owned();
+    (
+        status,
+        serde_json::from_slice(&body).unwrap_or_else(|error| panic!("{error}: {text}")),
+    )
+}
+
+async fn post(extender: &Arc<Extender>, path: &str, body: impl Into<Body>) -> (StatusCode, Value) {
+    let limits = RequestLimits {
+        body: 1 << 20,
+        ..Default::default()
+    };
+    call(router(Arc::clone(extender), limits, true), Method::POST, path, body).await
+}
+
+#[tokio::test]
+async fn filter_by_name() {
+    let (status, answer) = post(&extender(60), "/filter", BY_NAME).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(
+        answer,
+        json!({
+            "Nodes": null,
+            "NodeNames": ["n0"],
+            "FailedNodes": {},
+            "FailedAndUnresolvableNodes": {
+                "n1": "node(s) had not enough free local storage in volume group vg",
+                "n2": "node(s) had no local storage of StorageClass fast",
+            },
+            "Error": "",
+        })
+    );
+    let (_, answer) = post(&extender(101), "/filter", BY_NAME).await;
+    assert_eq!(answer["NodeNames"], json!([]), "none, but never null");
+}
+
+#[tokio::test]
+async fn filter_by_object_gives_each_node_back_as_it_came() {
+    let (status, answer) = post(&extender(60), "/filter", BY_OBJECT).await;
+    assert_eq!(status, StatusCode::OK);
+    let sent: Value = serde_json::from_str(BY_OBJECT).expect("JSON");
+    assert_eq!(
+        answer["Nodes"],
+        json!({"metadata": {}, "items": [sent["Nodes"]["items"][0]]})
+    );
+    assert_eq!(answer["NodeNames"], json!(["n0"]));
+}
+
+#[tokio::test]
+async fn prioritize_is_a_bare_list() {
+    let (status, answer) = post(&extender(10), "/prioritize", BY_NAME).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(
+        answer,
+        json!([{"Host": "n0", "Score": 9}, {"Host": "n1", "Score": 4}, {"Host": "n2", "Score": 0}])
+    );
+}
+
+#[tokio::test]
+async fn a_pod_without_claims_is_answered_before_anything_is_known() {
+    let nothing = Arc::new(Extender::new(Patience::default()));
+    let body =
+        r#"{"Pod": {"metadata": {"name": "p"}, "spec": {"volumes": []}}, "Nodes": null, "NodeNames": ["a", "b"]}"#;
+    let (_, answer) = post(&nothing, "/filter", body).await;
+    assert_eq!(
+        (&answer["NodeNames"], &answer["Error"]),
+        (&json!(["a", "b"]), &json!(""))
+    );
+    let (status, answer) = post(&nothing, "/filter", BY_NAME).await;
+    assert_eq!(status, StatusCode::OK, "the scheduler reads no other");
+    assert_eq!(answer["NodeNames"], json!([]));
+    let error = answer["Error"].as_str().expect("a text");
+    assert!(error.starts_with("not ready, caches are being filled"), "{error}");
+}
+
+#[tokio::test]
+async fn an_answer_waits_for_the_watch_and_no_longer() {
+    let extender = extender(60);
+    let other = BY_NAME.replace("web-0", "web-1");
+    let asked = tokio::spawn({
+        let (extender, other) = (Arc::clone(&extender), other.clone());
+        async move { post(&extender, "/filter", other).await }
+    });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(!asked.is_finished(), "the claim has not been seen");
+    let claim = mk_claim("data-web-1", "fast", 60);
+    extender.apply(&claim_key("db", "data-web-1"), Some(Claim::read(&claim)));
+    let begun = Instant::now();
+    let (_, answer) = asked.await.expect("answered");
+    assert!(begun.elapsed() < Duration::from_millis(100));
+    assert_eq!(answer["NodeNames"], json!(["n0"]));
+
+    // The first pod waits for the second one's node, which shows in time.
+    let asked = tokio::spawn({
+        let extender = Arc::clone(&extender);
+        async move { post(&extender, "/filter", BY_NAME).await }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!asked.is_finished(), "n0 has room only if the other pod is not there");
+    let claim = selected(claim, "n0");
+    extender.apply(&claim_key("db", "data-web-1"), Some(Claim::read(&claim)));
+    let (_, answer) = asked.await.expect("answered");
+    assert_eq!((&answer["NodeNames"], &answer["Error"]), (&json!([]), &json!("")));
+}
+
+#[tokio::test]
+async fn what_is_no_request_gets_an_error_in_json() {
+    let extender = extender(1);
+    let deep = format!("{{\"Pod\": {}", "[".repeat(200_000));
+    let deep_pod = format!(
+        r#"{{"Pod": {{"spec": {{"volumes": [{{"name": "v", "ephemeral": {}1{}}}]}}}}, "NodeNames": []}}"#,
+        "[".repeat(100_000),
+        "]".repeat(100_000)
+    );
+    for (body, part) in [
+        ("", "empty"),
+        ("{", "not ExtenderArgs"),
+        ("null", "not ExtenderArgs"),
+        ("[]", "not ExtenderArgs"),
+        ("{}", "missing field `Pod`"),
+        (&BY_NAME[..BY_NAME.len() / 2], "not ExtenderArgs"),
+        (r#"{"Pod": {}, "NodeNames": "a"}"#, "not ExtenderArgs"),
+        (r#"{"Pod": {}, "NodeNames": [1]}"#, "a name"),
+        (r#"{"Pod": {}, "Nodes": {"items": [{}]}}"#, "missing field `metadata`"),
+        (&deep, "not ExtenderArgs"),
+    ] {
+        for path in ["/filter", "/prioritize"] {
+            let (status, answer) = post(&extender, path, body.to_owned()).await;
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{part}");
+            let error = answer["Error"].as_str().expect("a text");
+            assert!(error.contains(part), "{error:?} lacks {part:?}");
+        }
+    }
+    let (status, _) = post(&extender, "/filter", deep_pod).await;
+    assert!(
+        [StatusCode::OK, StatusCode::BAD_REQUEST].contains(&status),
+        "however deep, never a crash"
+    );
+    let (status, answer) = post(&extender, "/filter", vec![b' '; (1 << 20) + 1]).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+    assert!(answer["Error"].as_str().is_some_and(|text| text.contains("1048576")));
+    let router = router(extender, RequestLimits::default(), false);
+    let (status, _) = call(router.clone(), Method::GET, "/filter", "").await;
+    assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
+    let (status, answer) = call(router, Method::POST, "/bind", "{}").await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    assert!(answer["Error"].as_str().is_some_and(|text| text.contains("/bind")));
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_arrive_is_given_up() {
+    let never = Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
+    let limits = RequestLimits {
+        body_read: Duration::from_millis(20),
+        ..Default::default()
+    };
+    let (status, _) = call(router(extender(1), limits, false), Method::POST, "/filter", never).await;
+    assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_sent_is_answered_in_json(
+        body in prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..300),
+            // A real request with bytes changed, and cut.
+            (prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6), any::<prop::sample::Index>()).prop_map(|(changes, end)| {
+                let mut body = BY_OBJECT.as_bytes().to_vec();
+                for (at, byte) in changes {
+                    let at = at.index(body.len());
+                    body[at] = byte;
+                }
+                body.truncate(end.index(body.len() * 2));
+                body
+            }),
+        ],
+        path in prop::sample::select(vec!["/filter", "/prioritize"]),
+    ) {
+        let patience = Patience { unseen: Duration::ZERO, settle: Duration::ZERO, crowd: Duration::ZERO, remembered: Duration::ZERO };
+        let extender = Arc::new(Extender::new(patience));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (status, answer) = runtime.block_on(post(&extender, path, body));
+        let expected = [StatusCode::OK, StatusCode::BAD_REQUEST].contains(&status);
+        prop_assert!(expected && (answer.is_object() || answer.is_array()), "{} {}", status, answer);
+    }
+}
+
+#[tokio::test]
+async fn metrics_tell_what_happened() {
+    let extender = extender(60);
+    let mut registry = prometheus_client::registry::Registry::default();
+    crate::metrics::register(&mut registry, &extender);
+    extender.apply(
+        &claim_key("db", "other"),
+        Some(Claim::read(&selected(mk_claim("other", "fast", 20), "n0"))),
+    );
+    post(&extender, "/filter", BY_NAME).await;
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).expect("metrics");
+    for line in [
+        "quarry_extender_request_duration_seconds_count{verb=\"filter\"} 1",
+        "quarry_extender_rejections_total{reason=\"no_room\"} 1",
+        "quarry_extender_rejections_total{reason=\"not_in_class\"} 1",
+        "quarry_extender_index_objects{kind=\"nodelocalstorages\"} 2",
+        "quarry_extender_outstanding_pods 1",
+        "quarry_extender_in_flight_extents{node=\"n0\",vg=\"vg\"} 20",
+        "quarry_extender_in_flight_bytes{node=\"n0\",vg=\"vg\"} 83886080",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+}
