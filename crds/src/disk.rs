@@ -95,7 +95,7 @@ pub fn judge(facts: &DiskFacts, wanted: Wanted<'_>) -> Verdict {
             Membership::Orphan { physical_volume } => {
                 reasons.push(Reason::OrphanPhysicalVolume {
                     uuid: physical_volume.clone(),
-                    device: facts.device.clone(),
+                    device: facts.asked.clone(),
                 });
             }
             Membership::Twin {
@@ -110,8 +110,13 @@ pub fn judge(facts: &DiskFacts, wanted: Wanted<'_>) -> Verdict {
         }
     }
     reasons.extend(unfit(facts));
-    reasons.extend(in_use(facts));
-    reasons.extend(carried(facts));
+    let uses = in_use(facts);
+    // Of a disk that is in use by something known, what it carries is no news, and how to wipe it the wrong advice.
+    let known = uses.iter().any(|reason| !matches!(reason, Reason::NotExclusive(_)));
+    reasons.extend(uses);
+    if !known {
+        reasons.extend(carried(facts));
+    }
     if reasons.is_empty() {
         Verdict::Blank
     } else {
@@ -201,7 +206,7 @@ fn carried(facts: &DiskFacts) -> Vec<Reason> {
         }
         reasons.push(Reason::Signature {
             signature: signature.clone(),
-            device: facts.device.clone(),
+            device: facts.asked.clone(),
         });
     }
     reasons.extend(facts.unread.iter().map(|problem| Reason::NotProbed(problem.clone())));

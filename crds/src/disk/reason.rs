@@ -24,7 +24,7 @@ pub enum Reason {
     OrphanPhysicalVolume {
         /// LVM's UUID of the physical volume.
         uuid: String,
-        /// The device.
+        /// The path by which it is listed.
         device: String,
     },
     /// It is a copy of a physical volume that LVM sees elsewhere.
@@ -69,7 +69,7 @@ pub enum Reason {
     Signature {
         /// What.
         signature: Signature,
-        /// The device.
+        /// The path by which the disk is listed.
         device: String,
     },
     /// It could not be examined.

@@ -117,14 +117,14 @@ fn every_refusal_names_what_was_found_and_the_remedy() {
             carries("ext4", 1080),
             vec![
                 "an ext4 file system at offset 1080 (uuid u-1)",
-                "wipefs -a /dev/nvme1n1",
+                "wipefs -a /dev/disk/by-id/nvme-A",
             ],
         ),
         (carries("gpt", 512), vec!["a partition table, gpt", "512", "wipefs"]),
         (carries("dos", 510), vec!["a partition table, dos", "510", "wipefs"]),
         (
             carries(Signature::BACKUP_GPT, 99),
-            vec!["second copy", "99", "sgdisk --zap-all /dev/nvme1n1"],
+            vec!["second copy", "99", "sgdisk --zap-all /dev/disk/by-id/nvme-A"],
         ),
         (carries("zfs_member", 1), vec!["zfs_member", "zpool labelclear"]),
         (
@@ -147,7 +147,7 @@ fn every_refusal_names_what_was_found_and_the_remedy() {
             member(Membership::Orphan {
                 physical_volume: "p-1".into(),
             }),
-            vec!["p-1", "pvremove /dev/nvme1n1"],
+            vec!["p-1", "pvremove /dev/disk/by-id/nvme-A"],
         ),
         (
             member(Membership::Twin {
@@ -252,7 +252,7 @@ fn every_refusal_names_what_was_found_and_the_remedy() {
 }
 
 #[test]
-fn all_reasons_at_once_but_none_twice() {
+fn all_reasons_at_once_but_none_twice_and_none_that_misleads() {
     let facts = DiskFacts {
         read_only: true,
         mounts: vec!["/data".into()],
@@ -263,7 +263,12 @@ fn all_reasons_at_once_but_none_twice() {
     let Verdict::Rejected(reasons) = judge(&facts, WANTED) else {
         panic!("must be refused")
     };
+    assert_eq!(reasons.len(), 2, "{reasons:?}");
+    let idle = DiskFacts { mounts: vec![], ..facts };
+    let Verdict::Rejected(reasons) = judge(&idle, WANTED) else { panic!("must be refused") };
     assert_eq!(reasons.len(), 4, "{reasons:?}");
+    let twice = vec![signature("zfs_member", 1), signature("zfs_member", 2)];
+    assert_eq!(text(&DiskFacts { signatures: twice, ..blank() }).matches("zfs_member").count(), 1);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use quarry_crds::tags::is_ours;
 use quarry_crds::{Bytes, ExtentSize, Extents};
 
 use super::command::{CommandError, Exit};
@@ -299,11 +300,14 @@ impl Inner {
             }
             Mutation::ChangeTags(request) => {
                 let group = self.writable(&request.volume.group.name)?;
-                let index = position(group, &request.volume.name)?;
-                let tags = &mut group.logical_volumes[index].tags;
-                tags.retain(|tag| !request.delete.contains(tag) && !request.add.contains(tag));
-                tags.extend(request.add);
-                tags.sort();
+                let selected =
+                    |volume: &&mut LogicalVolume| volume.uuid == request.volume.uuid && is_ours(&volume.tags);
+                if let Some(volume) = group.logical_volumes.iter_mut().find(selected) {
+                    let touched = |tag: &String| request.delete.contains(tag) || request.add.contains(tag);
+                    volume.tags.retain(|tag| !touched(tag));
+                    volume.tags.extend(request.add);
+                    volume.tags.sort();
+                }
                 Ok(())
             }
             Mutation::RenameVolume { volume, name } => {
@@ -435,7 +439,7 @@ impl Inner {
                     {
                         let more = total.minus(pv.size);
                         (pv.size, pv.free, pv.device_size) = (pv.size.plus(more), pv.free.plus(more), size);
-                        pv.free_areas.push(more);
+                        pv.free_areas = areas(pv.free);
                         (group.size, group.free) = (group.size.plus(more), group.free.plus(more));
                     }
                 }
@@ -506,7 +510,7 @@ impl Inner {
                 device_size: disk.size,
                 size,
                 free: size,
-                free_areas: vec![size],
+                free_areas: areas(size),
                 missing: false,
                 allocatable: true,
                 duplicate: false,
@@ -531,6 +535,11 @@ fn position(group: &VolumeGroup, name: &str) -> Result<usize, String> {
         .ok_or_else(|| format!("no volume {name}"))
 }
 
+/// As one area: where extents lie on a device is not modelled.
+fn areas(free: Extents) -> Vec<Extents> {
+    if free == Extents::ZERO { Vec::new() } else { vec![free] }
+}
+
 /// Takes extents, from the first devices that have some.
 fn allocate(group: &mut VolumeGroup, extents: Extents, devices: &[String]) -> Result<Vec<Part>, String> {
     let free = group.allocatable(devices);
@@ -542,7 +551,7 @@ fn allocate(group: &mut VolumeGroup, extents: Extents, devices: &[String]) -> Re
         let taken = Extents(left.0.min(pv.free.0));
         if taken > Extents::ZERO {
             pv.free = pv.free.minus(taken);
-            pv.free_areas = vec![pv.free];
+            pv.free_areas = areas(pv.free);
             left = left.minus(taken);
             parts.push(Part {
                 physical_volume: pv.uuid.clone(),
@@ -562,7 +571,7 @@ fn release(group: &mut VolumeGroup, parts: &[Part]) {
             .filter(|pv| pv.uuid == part.physical_volume)
         {
             pv.free = pv.free.plus(part.extents);
-            pv.free_areas = vec![pv.free];
+            pv.free_areas = areas(pv.free);
         }
         group.free = group.free.plus(part.extents);
     }

@@ -119,7 +119,8 @@ impl Host {
             Mutation::ChangeTags(request) => Line::new("lvchange", &[])
                 .options("--addtag", &request.add)
                 .options("--deltag", &request.delete)
-                .with([request.volume.to_string()]),
+                .only(&request.volume)
+                .with([request.volume.group.name]),
             Mutation::RenameVolume { volume, name } => {
                 Line::new("lvrename", &[]).with([volume.group.name, volume.name, name])
             }

@@ -148,14 +148,11 @@ pub(super) async fn change_tags<B: Backend>(
     let done = move |volume: &LogicalVolume| {
         add.iter().all(|tag| volume.tags.contains(tag)) && !delete.iter().any(|tag| volume.tags.contains(tag))
     };
-    change_volume(&shared, request.volume, done, |volume| {
-        Mutation::ChangeTags(ChangeTags {
-            volume,
-            add: request.add,
-            delete: request.delete,
-        })
-    })
-    .await
+    check_volume(&request.volume)?;
+    // Not read before: the command itself selects by UUID and by our tag.
+    let volume = request.volume.clone();
+    let ran = shared.run(Mutation::ChangeTags(request)).await?;
+    changed(volume, done, ran)
 }
 
 pub(super) async fn rename_volume<B: Backend>(
@@ -303,8 +300,18 @@ async fn change_volume<B: Backend>(
         Err(NotFound::Missing) => return Err(missing_or(&state, VolumeError::Missing(volume))),
         Err(NotFound::NotOurs) => return Err(VolumeError::NotOurs(volume)),
     };
-    let Ran { state, error } = shared.run(mutation(current.clone())).await?;
-    let (group, found) = match (state.group(&current.group.uuid), find(&state, &current)) {
+    let ran = shared.run(mutation(current.clone())).await?;
+    changed(current, done, ran)
+}
+
+/// Judges a change of a volume by what is there after it.
+fn changed(
+    volume: VolumeRef,
+    done: impl Fn(&LogicalVolume) -> bool,
+    ran: Ran,
+) -> Result<Done<LogicalVolume>, VolumeError> {
+    let Ran { state, error } = ran;
+    let (group, found) = match (state.group(&volume.group.uuid), find(&state, &volume)) {
         (Some(group), Ok((_, found))) => (group, found),
         (_, Err(NotFound::NotOurs)) => return Err(VolumeError::NotOurs(volume)),
         _ => return Err(missing_or(&state, VolumeError::Missing(volume))),
@@ -315,7 +322,7 @@ async fn change_volume<B: Backend>(
     }
     Err(match (state.problem_of(group), error) {
         (Some(problem), _) => VolumeError::GroupUnusable {
-            group: current.group,
+            group: volume.group,
             problem,
         },
         (None, Some(error)) => VolumeError::Refused(error),
