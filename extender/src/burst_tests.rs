@@ -50,8 +50,9 @@ enum Step {
 
 #[derive(Debug, Clone)]
 enum Event {
-    Claim(PersistentVolumeClaim, bool),
-    Volume(PersistentVolume, bool),
+    /// The flag says that it is gone.
+    Claim(Box<PersistentVolumeClaim>, bool),
+    Volume(Box<PersistentVolume>, bool),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,7 +110,11 @@ impl Model {
                 .collect();
             let claims: Vec<_> = wanted.iter().map(|wanted| wanted.name.as_str()).collect();
             pods.push((mk_pod(&format!("p{at}"), &claims), wanted.clone(), Where::Queued));
-            late[0].extend(wanted.iter().map(|wanted| Event::Claim(wanted.claim(), false)));
+            late[0].extend(
+                wanted
+                    .iter()
+                    .map(|wanted| Event::Claim(Box::new(wanted.claim()), false)),
+            );
         }
         Self {
             setup,
@@ -141,8 +146,8 @@ impl Model {
                     let wanted = &mut self.pods[pod].1[claim];
                     wanted.volume = true;
                     let (volume, claim) = (wanted.pv(), bound(wanted.claim()));
-                    self.late[1].push_back(Event::Volume(volume, false));
-                    self.late[0].push_back(Event::Claim(claim, false));
+                    self.late[1].push_back(Event::Volume(Box::new(volume), false));
+                    self.late[0].push_back(Event::Claim(Box::new(claim), false));
                 }
             }
             Step::Withdraw(pick) => {
@@ -156,7 +161,7 @@ impl Model {
                     self.pods[pod].1[claim].node = None;
                     self.pods[pod].2 = Where::Queued;
                     let claim = self.pods[pod].1[claim].claim();
-                    self.late[0].push_back(Event::Claim(claim, false));
+                    self.late[0].push_back(Event::Claim(Box::new(claim), false));
                 }
             }
             Step::Delete(pick) => {
@@ -164,8 +169,8 @@ impl Model {
                     self.pods_that(|claims, state| *state == Where::Placed && claims.iter().all(|claim| claim.volume));
                 if let Some(pod) = choose(&placed, pick) {
                     for wanted in std::mem::take(&mut self.pods[pod].1) {
-                        self.late[0].push_back(Event::Claim(wanted.claim(), true));
-                        self.late[1].push_back(Event::Volume(wanted.pv(), true));
+                        self.late[0].push_back(Event::Claim(Box::new(wanted.claim()), true));
+                        self.late[1].push_back(Event::Volume(Box::new(wanted.pv()), true));
                     }
                     self.pods[pod].2 = Where::Deleted;
                 }
@@ -230,7 +235,7 @@ impl Model {
         };
         if let Some(claim) = claims.iter_mut().find(|claim| claim.node.is_none()) {
             claim.node = Some(node);
-            self.late[0].push_back(Event::Claim(claim.claim(), false));
+            self.late[0].push_back(Event::Claim(Box::new(claim.claim()), false));
         }
         if claims.iter().all(|claim| claim.node.is_some()) {
             *state = Where::Placed;

@@ -1,6 +1,7 @@
 //! Tests of the index: objects in, figures out; no client.
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::StorageClass;
 use proptest::prelude::*;
 use quarry_crds::NodeLocalStorage;
 use serde_json::json;
@@ -131,10 +132,10 @@ fn slots_are_used_again() {
 /// Any object of the model, in one of its states.
 #[derive(Debug, Clone)]
 enum Object {
-    Class(k8s_openapi::api::storage::v1::StorageClass),
-    Storage(NodeLocalStorage),
-    Claim(PersistentVolumeClaim),
-    Volume(PersistentVolume),
+    Class(Box<StorageClass>),
+    Storage(Box<NodeLocalStorage>),
+    Claim(Box<PersistentVolumeClaim>),
+    Volume(Box<PersistentVolume>),
 }
 
 /// An object's state, or that it is gone.
@@ -171,17 +172,12 @@ impl Event {
 fn event() -> impl Strategy<Value = Event> {
     let class = (0..3_u8, any::<bool>()).prop_map(|(class, ours)| {
         let name = format!("c{class}");
-        Object::Class(if ours { mk_class(&name) } else { mk_foreign_class(&name) })
+        Object::Class(Box::new(if ours { mk_class(&name) } else { mk_foreign_class(&name) }))
     });
     let storage =
         (0..3_u8, 0..3_u8, 0..2_u8, 0..200_u64, 0..50_u64).prop_map(|(class, node, group, size, reserved)| {
-            Object::Storage(mk_storage(
-                &format!("c{class}"),
-                &format!("n{node}"),
-                &format!("g{group}"),
-                size,
-                reserved,
-            ))
+            let (class, node, group) = (format!("c{class}"), format!("n{node}"), format!("g{group}"));
+            Object::Storage(Box::new(mk_storage(&class, &node, &group, size, reserved)))
         });
     let claim = (0..4_u8, 0..3_u8, 1..60_u64, prop::option::of(0..3_u8), any::<bool>()).prop_map(
         |(claim, class, extents, node, is_bound)| {
@@ -190,16 +186,12 @@ fn event() -> impl Strategy<Value = Event> {
                 Some(node) => selected(claim, &format!("n{node}")),
                 None => claim,
             };
-            Object::Claim(if is_bound { bound(claim) } else { claim })
+            Object::Claim(Box::new(if is_bound { bound(claim) } else { claim }))
         },
     );
     let volume = (0..4_u8, 0..3_u8, 0..2_u8, 1..60_u64).prop_map(|(claim, node, group, extents)| {
-        Object::Volume(mk_volume(
-            &format!("p{claim}"),
-            &format!("n{node}"),
-            &format!("g{group}"),
-            extents,
-        ))
+        let (claim, node, group) = (format!("p{claim}"), format!("n{node}"), format!("g{group}"));
+        Object::Volume(Box::new(mk_volume(&claim, &node, &group, extents)))
     });
     let object = prop_oneof![class, storage, claim, volume];
     (object, prop::bool::weighted(0.2)).prop_map(|(object, gone)| Event { object, gone })
