@@ -38,6 +38,16 @@ pub const TOOLS: &str = "localhost/tools:1";
 const BASE: &str = "docker.io/library/debian:bookworm-slim";
 const SUITE: &str = "bookworm";
 
+/// The profile that the programs are compiled with for the bed: optimised, but a change is compiled in seconds.
+const PROFILE: &str = "bed";
+const PROFILE_SETTINGS: [&str; 5] = [
+    "profile.bed.inherits=\"release\"",
+    "profile.bed.opt-level=1",
+    "profile.bed.lto=\"off\"",
+    "profile.bed.codegen-units=16",
+    "profile.bed.incremental=true",
+];
+
 const PAUSE_FILE: &str = include_str!("../images/pause/Dockerfile");
 const TOOLS_FILE: &str = include_str!("../images/tools/Dockerfile");
 const BASE_FILE: &str = include_str!("../images/base.Dockerfile");
@@ -132,7 +142,8 @@ async fn base() -> Result<()> {
 }
 
 /// Compiles the manager and the extender and builds their images from the repository's Dockerfile. What has not changed is not built again:
-/// a change of code costs its compilation and some seconds. `$QUARRY_PROFILE` names another profile of cargo than `release`.
+/// a change of code costs its compilation and some seconds. `$QUARRY_PROFILE` names a profile of cargo, such as `release`, to use instead
+/// of one that compiles fast.
 pub async fn build_images(repository: &Path) -> Result<Images> {
     packages::ensure().await?;
     base().await?;
@@ -150,10 +161,10 @@ async fn compile(repository: &Path) -> Result<()> {
         "aarch64" => ("aarch64-unknown-linux-gnu", "arm64"),
         _ => ("x86_64-unknown-linux-gnu", "amd64"),
     };
-    let profile = std::env::var("QUARRY_PROFILE").unwrap_or_else(|_| "release".to_owned());
-    let step = Step::begin(format!("cargo builds the manager and the extender ({profile})"));
+    let profile = std::env::var("QUARRY_PROFILE").unwrap_or_else(|_| PROFILE.to_owned());
+    let step = Step::begin(format!("cargo builds the manager and the extender (profile {profile})"));
     let flags = [("RUSTFLAGS", OsStr::new("-C target-feature=+crt-static"))];
-    let argv = [
+    let mut argv = vec![
         "cargo",
         "build",
         "-q",
@@ -166,6 +177,9 @@ async fn compile(repository: &Path) -> Result<()> {
         "-p",
         "quarry-extender",
     ];
+    if profile == PROFILE {
+        argv.extend(PROFILE_SETTINGS.iter().flat_map(|setting| ["--config", setting]));
+    }
     command::run_in(repository, &flags, &argv).await?;
     let folder = if profile == "dev" { "debug" } else { &profile };
     let built = repository.join("target").join(triple).join(folder);
