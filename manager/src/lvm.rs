@@ -18,6 +18,7 @@ pub mod host;
 mod operations;
 mod report;
 mod requests;
+mod surroundings;
 mod volumes;
 
 use std::fmt;
@@ -31,6 +32,7 @@ pub use error::{
 };
 pub use fake::FakeLvm;
 pub use host::{HostLvm, HostOptions};
+pub use surroundings::problems_of_surroundings;
 
 /// The volume groups of a node and what can be done with them.
 pub trait Lvm: Send + Sync {
@@ -58,8 +60,8 @@ pub trait Lvm: Send + Sync {
     /// Makes the device of a logical volume of ours appear or disappear.
     fn set_active(&self, volume: VolumeRef, active: bool) -> BoxFuture<'_, Result<Done<LogicalVolume>, VolumeError>>;
 
-    /// Activates every logical volume of a volume group, as after a reboot. A partial group is activated as far as it
-    /// goes: see `active` of its volumes.
+    /// Activates every logical volume of a volume group, as after a reboot, and makes links again that are missing in
+    /// /dev. A partial group is activated as far as it goes: see `active` of its volumes.
     fn activate_group(&self, group: GroupRef) -> BoxFuture<'_, Result<Done<VolumeGroup>, GroupError>>;
 
     /// Makes a volume group of devices, which must be blank: LVM is never told to overwrite anything.

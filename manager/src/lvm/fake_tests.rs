@@ -1,3 +1,4 @@
+use quarry_crds::Extents;
 use quarry_crds::tags::{VERSION_TAG, VolumeState};
 
 use super::super::conformance::conformance;

@@ -14,10 +14,12 @@ pub(super) async fn activate_group<B: Backend>(
 ) -> Result<Done<VolumeGroup>, GroupError> {
     let active = |volume: &LogicalVolume| volume.active == Some(true) || volume.path.is_empty() || volume.partial;
     let done = move |group: &VolumeGroup| group.logical_volumes.iter().all(active);
-    change_group(&shared, group, true, done, |group, _| {
-        Ok(Mutation::ActivateGroup(group))
-    })
-    .await
+    check_group(&group)?;
+    let state = shared.before().await?;
+    let found = changeable(&state, &group, true)?.reference();
+    // Also where every volume is active: links that are missing in /dev are made again.
+    let ran = shared.run(Mutation::ActivateGroup(found)).await?;
+    changed(group, done, ran)
 }
 
 pub(super) async fn create_group<B: Backend>(
@@ -218,20 +220,36 @@ async fn change_group<B: Backend>(
 ) -> Result<Done<VolumeGroup>, GroupError> {
     check_group(&group)?;
     let state = shared.before().await?;
-    let Some(found) = state.group(&group.uuid) else {
-        return Err(missing_or(&state, GroupError::Missing(group)));
-    };
-    if done(found) {
+    if let Some(found) = state.group(&group.uuid)
+        && done(found)
+    {
         let value = found.clone();
         return Ok(Done { value, state });
     }
-    match state.problem_of(found) {
-        Some(GroupProblem::Partial) if partial => {}
-        Some(problem) => return Err(GroupError::Unusable { group, problem }),
-        None => {}
-    }
+    let found = changeable(&state, &group, partial)?;
     let mutation = mutation(found.reference(), found)?;
-    let Ran { state, error } = shared.run(mutation).await?;
+    let ran = shared.run(mutation).await?;
+    changed(group, done, ran)
+}
+
+/// The group, where LVM would change it. `partial` says whether a partial one will do.
+fn changeable<'a>(state: &'a State, group: &GroupRef, partial: bool) -> Result<&'a VolumeGroup, GroupError> {
+    let Some(found) = state.group(&group.uuid) else {
+        return Err(missing_or(state, GroupError::Missing(group.clone())));
+    };
+    match state.problem_of(found) {
+        Some(GroupProblem::Partial) if partial => Ok(found),
+        Some(problem) => Err(GroupError::Unusable {
+            group: group.clone(),
+            problem,
+        }),
+        None => Ok(found),
+    }
+}
+
+/// Judges a change of a group by what is there after it.
+fn changed(group: GroupRef, done: impl Fn(&VolumeGroup) -> bool, ran: Ran) -> Result<Done<VolumeGroup>, GroupError> {
+    let Ran { state, error } = ran;
     let Some(found) = state.group(&group.uuid) else {
         return Err(missing_or(&state, GroupError::Missing(group)));
     };

@@ -219,8 +219,20 @@ impl Backend for Host {
         if self.metadata_only && matches!(mutation, Mutation::SetActive { .. } | Mutation::ActivateGroup(_)) {
             return futures::future::ready(Ok(())).boxed();
         }
+        // What udev lost of /dev is made again along with what was inactive.
+        let nodes = match &mutation {
+            Mutation::ActivateGroup(group) => Some(self.finish(Line::new("vgmknodes", &[]).with([group.name.clone()]))),
+            _ => None,
+        };
         let line = self.finish(self.line(mutation));
-        async move { self.lvm.run(line.label, line.arguments).await.map(drop) }.boxed()
+        async move {
+            let result = self.lvm.run(line.label, line.arguments).await;
+            if let Some(nodes) = nodes {
+                self.lvm.run(nodes.label, nodes.arguments).await?;
+            }
+            result.map(drop)
+        }
+        .boxed()
     }
 }
 
