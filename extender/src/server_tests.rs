@@ -30,6 +30,41 @@ fn extender(extents: u64) -> Arc<Extender> {
     extender
 }
 
+/// Requests of kube-scheduler v1.34.4, without managed fields and annotations of the pod.
+#[tokio::test]
+async fn recorded_requests_are_understood() {
+    let extender = extender(60);
+    let storages = ["f1", "f2", "f3"].map(|node| {
+        let storage = mk_storage("fast", node, "vg", 100, if node == "f2" { 50 } else { 0 });
+        (format!("fast.{node}").into(), Storage::read(&storage).expect("present"))
+    });
+    extender.replace::<Storage>(storages.into());
+    let claim = mk_claim("data-web-0", "fast", 60);
+    extender.apply(&claim_key("default", "data-web-0"), Some(Claim::read(&claim)));
+    for body in [
+        include_str!("../tests/samples/recorded-filter.json"),
+        include_str!("../tests/samples/recorded-filter-nodes.json"),
+    ] {
+        let sent: Value = serde_json::from_str(body).expect("JSON");
+        let (status, answer) = post(&extender, "/filter", body).await;
+        assert_eq!((status, &answer["Error"]), (StatusCode::OK, &json!("")));
+        let mut passed: Vec<_> = answer["NodeNames"].as_array().expect("names").clone();
+        passed.sort_by_key(Value::to_string);
+        assert_eq!(passed, ["f1", "f3"]);
+        let refused = json!({"f2": "node(s) had not enough free local storage in volume group vg"});
+        assert_eq!(answer["FailedAndUnresolvableNodes"], refused);
+        if let Some(items) = sent["Nodes"]["items"].as_array() {
+            let kept: Vec<_> = items.iter().filter(|node| node["metadata"]["name"] != "f2").collect();
+            assert_eq!(answer["Nodes"]["items"], json!(kept));
+        }
+    }
+    let body = include_str!("../tests/samples/recorded-prioritize.json");
+    let (status, answer) = post(&extender, "/prioritize", body).await;
+    assert_eq!(status, StatusCode::OK);
+    let scores = json!([{"Host": "f1", "Score": 4}, {"Host": "f2", "Score": 0}, {"Host": "f3", "Score": 4}]);
+    assert_eq!(answer, scores);
+}
+
 async fn call(router: Router, method: Method, path: &str, body: impl Into<Body>) -> (StatusCode, Value) {
     let request = Request::builder()
         .method(method)
