@@ -163,11 +163,12 @@ impl Program {
     /// # Errors
     /// Anything but exit code 0.
     pub async fn run(&self, label: &'static str, arguments: Vec<String>) -> Result<Output, CommandError> {
+        let begun = Instant::now();
         let output = self.run_any(label, arguments.clone()).await?;
         if output.code == 0 {
             return Ok(output);
         }
-        Err(self.error(&arguments, Exit::Code(output.code), output.stderr, Duration::ZERO))
+        Err(self.error(&arguments, Exit::Code(output.code), output.stderr, begun.elapsed()))
     }
 
     /// Runs it, and leaves the meaning of the exit code to the caller.
