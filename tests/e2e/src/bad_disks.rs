@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use quarry_bed::{Disk, Node};
+use quarry_bed::Node;
 use quarry_crds::node_local_storage::{condition, phase};
-use serde_json::Value;
 
 use crate::bed::repository;
 use crate::case;
 use crate::objects::{Claim, Class, PodSpec};
 use crate::test::{Case, Test};
+use crate::untouched::Held;
 
 /// The cases.
 pub const CASES: &[Case] = &[case!(bad_disks_are_left_alone), case!(bad_lists_take_a_disk_once)];
@@ -27,76 +27,6 @@ const ABSENT: &str = "/dev/disk/by-id/bad-disk-absent";
 /// A volume group that an administrator made, with a volume, and one whose name a class takes.
 const BY_HAND: &str = "bad-disk-by-hand";
 const NAME_TAKEN: &str = "bad-disk-name-taken";
-
-/// What LVM and the data disks of a node hold.
-#[derive(Debug, PartialEq)]
-pub(crate) struct Held {
-    node: String,
-    groups: Vec<Value>,
-    volumes: Vec<Value>,
-    physical: Vec<Value>,
-    /// Serial number and checksum of each disk.
-    disks: Vec<(String, String)>,
-}
-
-impl Held {
-    /// Reads all nodes.
-    pub(crate) async fn by_nodes(test: &Test) -> Result<Vec<Self>> {
-        let mut held = Vec::new();
-        for node in test.bed.cluster.nodes() {
-            let name = node.name();
-            // The sequence number of a group counts every change of its metadata.
-            let groups = test
-                .lvm(name, "vgs", "vg_name,vg_uuid,vg_seqno,vg_tags,vg_size,vg_free")
-                .await?;
-            let volumes = test.lvm(name, "lvs", "lv_name,vg_name,lv_uuid,lv_size,lv_tags").await?;
-            let physical = test
-                .lvm(name, "pvs", "pv_name,pv_uuid,vg_name,pv_size,pv_free,dev_size")
-                .await?;
-            let mut disks = Vec::new();
-            for disk in node.disks() {
-                disks.push((disk.serial.clone(), checksum(&node, &disk).await?));
-            }
-            held.push(Self {
-                node: name.to_owned(),
-                groups,
-                volumes,
-                physical,
-                disks,
-            });
-        }
-        Ok(held)
-    }
-
-    /// Makes sure that nothing has changed since.
-    pub(crate) async fn is_still(test: &Test, before: &[Self]) -> Result<()> {
-        for (before, after) in before.iter().zip(Self::by_nodes(test).await?) {
-            ensure!(*before == after, "changed:\nbefore {before:#?}\nafter {after:#?}");
-        }
-        Ok(())
-    }
-}
-
-/// A checksum of everything on a disk, and of where its holes are: what was never written is not read.
-async fn checksum(node: &Node, disk: &Disk) -> Result<String> {
-    node.run_ok(["sync"]).await?;
-    node.run_ok(["blockdev", "--flushbufs", &disk.id]).await?;
-    let folder = disk.file.parent().context("a file without a folder")?;
-    let name = disk.file.file_name().context("a file without a name")?;
-    let archive = duct::cmd!(
-        "tar",
-        "--create",
-        "--sparse",
-        "--hole-detection=seek",
-        "--format=gnu",
-        "--mtime=@0",
-        "--directory",
-        folder,
-        name
-    );
-    let sum = archive.pipe(duct::cmd!("sha256sum"));
-    Ok(tokio::task::spawn_blocking(move || sum.read()).await??)
-}
 
 /// A disk that may not be taken, and what must be said of it.
 struct Unfit {

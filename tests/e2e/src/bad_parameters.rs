@@ -8,10 +8,10 @@ use kube::api::{DeleteParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
-use crate::bad_disks::Held;
 use crate::case;
 use crate::objects::{Claim, Class, PodSpec};
 use crate::test::{Case, Test};
+use crate::untouched::Held;
 
 /// The cases.
 pub const CASES: &[Case] = &[case!(bad_classes_make_nothing), case!(bad_nodes_are_named)];

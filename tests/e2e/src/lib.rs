@@ -16,3 +16,4 @@ pub mod objects;
 pub mod outages;
 pub mod placement;
 pub mod test;
+pub mod untouched;
