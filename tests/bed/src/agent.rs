@@ -3,6 +3,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -68,6 +69,12 @@ pub(crate) async fn converse(
     let stream = tokio::task::spawn_blocking(connect)
         .await
         .map_err(|error| failed(error.to_string()))??;
+    // A node that loses its power does not say goodbye.
+    setsockopt(&stream, sockopt::KeepAlive, &true)
+        .and_then(|()| setsockopt(&stream, sockopt::TcpKeepIdle, &10))
+        .and_then(|()| setsockopt(&stream, sockopt::TcpKeepInterval, &5))
+        .and_then(|()| setsockopt(&stream, sockopt::TcpKeepCount, &4))
+        .during(|| "cannot use the connection".to_owned())?;
     stream
         .set_nonblocking(true)
         .during(|| "cannot use the connection".to_owned())?;

@@ -1,6 +1,6 @@
 //! The command line of `bed`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -13,8 +13,15 @@ use crate::{
     disks::Boot,
     folders,
     images::{Images, build_images},
-    kubernetes, link, packages,
+    kubernetes, lifecycle, link, packages,
 };
+
+/// Like `println!`, but whoever reads may stop reading.
+macro_rules! say {
+    ($($words:tt)*) => {
+        drop(writeln!(std::io::stdout(), $($words)*))
+    };
+}
 
 /// A true Kubernetes cluster on one machine, to build and judge Quarry on.
 #[derive(Debug, Parser)]
@@ -189,11 +196,11 @@ async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
         Command::Down { all } => {
             for name in if all { Cluster::names() } else { vec![name.to_owned()] } {
                 Cluster::down(&name).await?;
-                println!("cluster {name:?} is down");
+                say!("cluster {name:?} is down");
             }
         }
         Command::Status => status().await?,
-        Command::Env { kubeconfig: true } => println!("{}", Cluster::attach(name).await?.kubeconfig().display()),
+        Command::Env { kubeconfig: true } => say!("{}", Cluster::attach(name).await?.kubeconfig().display()),
         Command::Env { kubeconfig: false } => usage(&Cluster::attach(name).await?)?,
         Command::Run { node, argv } => return Ok(show(&Cluster::attach(name).await?.node(&node)?.run(argv).await?)),
         Command::Kubectl { arguments } => {
@@ -241,7 +248,7 @@ async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
         Command::Image { load } => {
             let Images { manager, extender } = build_images(&folders::repository()).await?;
             for image in [manager, extender] {
-                println!("{} {}", image.reference, image.archive.display());
+                say!("{} {}", image.reference, image.archive.display());
                 if load {
                     Cluster::attach(name).await?.load(&image).await?;
                 }
@@ -249,7 +256,7 @@ async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Prepare => {
             packages::ensure().await?;
-            println!("{}", kubernetes::ensure().await?.display());
+            say!("{}", kubernetes::ensure().await?.display());
         }
         Command::Link { .. } => {}
     }
@@ -259,7 +266,6 @@ async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
 /// Brings the cluster up; a Ctrl-C before the end takes down what it made, but not a cluster that was there before.
 async fn up(options: Options) -> anyhow::Result<ExitCode> {
     let name = options.name.clone();
-    let was_there = !options.fresh && Cluster::attach(&name).await.is_ok();
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let cluster = tokio::select! {
@@ -273,11 +279,11 @@ async fn up(options: Options) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         None => {
-            if was_there {
-                eprintln!("bed: interrupted; the cluster that was there stays");
-            } else {
+            if lifecycle::has_begun() {
                 eprintln!("bed: interrupted; taking the cluster down");
                 Cluster::down(&name).await?;
+            } else {
+                eprintln!("bed: interrupted");
             }
             Ok(code(130))
         }
@@ -287,40 +293,40 @@ async fn up(options: Options) -> anyhow::Result<ExitCode> {
 fn usage(cluster: &Cluster) -> anyhow::Result<()> {
     let bed = crate::program()?;
     let bed = format!("{} --name {}", bed.display(), cluster.name());
-    println!("export KUBECONFIG={}", cluster.kubeconfig().display());
-    println!("# kubectl:           {}", cluster.kubectl().display());
-    println!("# run in a node:     {bed} run node1 -- lsblk");
-    println!("# logs and consoles: {}", cluster.logs().display());
-    println!("# take it down:      {bed} down");
+    say!("export KUBECONFIG={}", cluster.kubeconfig().display());
+    say!("# kubectl:           {}", cluster.kubectl().display());
+    say!("# run in a node:     {bed} run node1 -- lsblk");
+    say!("# logs and consoles: {}", cluster.logs().display());
+    say!("# take it down:      {bed} down");
     Ok(())
 }
 
 async fn status() -> anyhow::Result<()> {
     let names = Cluster::names();
     if names.is_empty() {
-        println!("no cluster is up");
+        say!("no cluster is up");
     }
     for name in names {
         let Ok(cluster) = Cluster::attach(&name).await else {
-            println!("{name}: not running (`bed --name {name} down` removes what is left)");
+            say!("{name}: not running (`bed --name {name} down` removes what is left)");
             continue;
         };
-        println!("{name}: KUBECONFIG={}", cluster.kubeconfig().display());
+        say!("{name}: KUBECONFIG={}", cluster.kubeconfig().display());
         for process in Process::ALL {
-            println!(
+            say!(
                 "  {process}: {}",
                 if cluster.is_running(process) { "runs" } else { "stopped" }
             );
         }
         for node in cluster.nodes() {
-            println!("  {}: {}", node.name(), if node.is_on() { "on" } else { "off" });
+            say!("  {}: {}", node.name(), if node.is_on() { "on" } else { "off" });
         }
     }
     Ok(())
 }
 
 fn show(output: &Output) -> ExitCode {
-    print!("{}", output.stdout);
+    let _ = std::io::stdout().write_all(output.stdout.as_bytes());
     eprint!("{}", output.stderr);
     code(output.status)
 }

@@ -1,4 +1,4 @@
-//! A whole cluster: brought up, found again, healed, taken down.
+//! A handle on a whole cluster, and what can be done to it.
 
 use std::{
     fmt,
@@ -9,23 +9,19 @@ use std::{
 };
 
 use futures::future::try_join_all;
-use k8s_openapi::api::core::v1::Node as KubeNode;
 use kube::{
-    Api, Config,
-    api::{Patch, PatchParams},
+    Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use nix::sys::signal::{Signal, kill};
-use serde_json::json;
+use nix::sys::signal::Signal;
 
 use crate::{
     control_plane::{ControlPlane, Process},
     daemon::Running,
-    disks::{self, Boot},
     error::{BedError, During, Result},
     folders,
-    images::{self, ImageRef},
-    kernel, kubernetes, link,
+    images::ImageRef,
+    kubernetes, lifecycle, link,
     network::Namespace,
     node::Node,
     packages,
@@ -61,30 +57,30 @@ impl Default for Options {
 /// A handle on a running cluster.
 #[derive(Clone)]
 pub struct Cluster {
-    state: Arc<State>,
+    pub(crate) state: Arc<State>,
     kubeconfig: PathBuf,
     kubectl: PathBuf,
-    client: kube::Client,
+    pub(crate) client: kube::Client,
 }
 
 impl Cluster {
     /// Brings a cluster up, or heals the one that runs under this name, and waits until all of its nodes are Ready.
     pub async fn up(options: Options) -> Result<Cluster> {
         let whole = Step::quiet(format!("cluster {:?} is up", options.name));
-        check(&options)?;
+        lifecycle::check(&options)?;
         packages::ensure().await?;
         kubernetes::ensure().await?;
         let cluster = {
             let _lock = state::lock(&options.name).await?;
             match State::read(&options.name) {
-                Ok(state) if !options.fresh => match heal(state).await {
+                Ok(state) if !options.fresh => match lifecycle::heal(state).await {
                     Ok(cluster) => cluster,
                     Err(error) => {
                         eprintln!("bed: the cluster that was there cannot be used, so a new one is made: {error}");
-                        create(&options).await?
+                        lifecycle::create(&options).await?
                     }
                 },
-                _ => create(&options).await?,
+                _ => lifecycle::create(&options).await?,
             }
         };
         whole.done();
@@ -105,7 +101,7 @@ impl Cluster {
     /// Takes a cluster down, whatever state it is in: no process, namespace, mount or tap is left, and its disks are gone.
     pub async fn down(name: &str) -> Result<()> {
         let _lock = state::lock(name).await?;
-        remove(name).await
+        lifecycle::remove(name).await
     }
 
     /// The names of the clusters that have a state, running or not.
@@ -284,11 +280,11 @@ impl Cluster {
         self.control_plane().running(process).pid().is_some()
     }
 
-    fn control_plane(&self) -> ControlPlane {
+    pub(crate) fn control_plane(&self) -> ControlPlane {
         control_plane(&self.state)
     }
 
-    async fn of(state: State) -> Result<Cluster> {
+    pub(crate) async fn of(state: State) -> Result<Cluster> {
         let kubeconfig = Pki::of(&state.folder()).kubeconfig("outside");
         let client = client(&kubeconfig).await?;
         Ok(Cluster {
@@ -297,56 +293,6 @@ impl Cluster {
             client,
             state: Arc::new(state),
         })
-    }
-
-    async fn start_link(&self) -> Result<()> {
-        link::start(
-            &self.state.bed,
-            &self.state.folder(),
-            &self.state.name,
-            self.state.port,
-            self.state.nodes.len(),
-        )
-    }
-
-    /// Starts every process of the control plane that does not run, each when what it needs is there.
-    async fn start_control_plane(&self) -> Result<()> {
-        let control_plane = self.control_plane();
-        let step = Step::quiet("etcd and kube-apiserver are ready");
-        control_plane.start(Process::Etcd)?;
-        control_plane.start(Process::ApiServer)?;
-        control_plane.listening(Process::ApiServer).await?;
-        api_ready(&self.client).await?;
-        step.done();
-        control_plane.start(Process::ControllerManager)?;
-        if control_plane.scheduler_is_outdated() {
-            control_plane
-                .running(Process::Scheduler)
-                .stop(Duration::from_secs(5))
-                .await?;
-        }
-        control_plane.start(Process::Scheduler)?;
-        let step = Step::quiet("kube-controller-manager and kube-scheduler listen");
-        control_plane.listening(Process::ControllerManager).await?;
-        control_plane.listening(Process::Scheduler).await?;
-        step.done();
-        Ok(())
-    }
-
-    async fn nodes_ready(&self) -> Result<()> {
-        let nodes = self.nodes();
-        let labels = json!({"metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}}});
-        let api: Api<KubeNode> = Api::all(self.client.clone());
-        let wait = async |node: &Node| {
-            let step = Step::quiet(format!("{} is Ready", node.name()));
-            node.ready(Duration::from_secs(240)).await?;
-            // The kubelet may not give itself this label.
-            api.patch(node.name(), &PatchParams::default(), &Patch::Merge(&labels))
-                .await?;
-            step.done();
-            Ok::<_, BedError>(())
-        };
-        try_join_all(nodes.iter().map(wait)).await.map(drop)
     }
 }
 
@@ -366,149 +312,6 @@ fn control_plane(state: &State) -> ControlPlane {
     }
 }
 
-fn check(options: &Options) -> Result<()> {
-    let name = &options.name;
-    let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    if name.is_empty() || name.len() > 20 || name.starts_with('-') || !name.bytes().all(legal) {
-        return Err(BedError::Missing {
-            what: format!("{name:?} is no name for a cluster"),
-            remedy: "use 1 to 20 of a-z, 0-9 and -, not beginning with -".to_owned(),
-        });
-    }
-    if !(1..=9).contains(&options.nodes) {
-        return Err(BedError::Missing {
-            what: format!("a cluster cannot have {} nodes", options.nodes),
-            remedy: "use 1 to 9".to_owned(),
-        });
-    }
-    if !nix::unistd::geteuid().is_root() {
-        return Err(BedError::Missing {
-            what: "the bed makes network namespaces, taps and mounts, which only root may".to_owned(),
-            remedy: "run it as root".to_owned(),
-        });
-    }
-    if !Path::new("/dev/net/tun").exists() {
-        return Err(BedError::Missing {
-            what: "/dev/net/tun is missing".to_owned(),
-            remedy: "modprobe tun".to_owned(),
-        });
-    }
-    Ok(())
-}
-
-async fn create(options: &Options) -> Result<Cluster> {
-    let name = &options.name;
-    let step = Step::quiet("network namespace, certificates and disks");
-    remove(name).await?;
-    let folder = folders::cluster(name);
-    folders::make(&folder)?;
-    let images = images::of_the_bed().await?;
-    let nodes: Vec<_> = (1..=options.nodes)
-        .map(|index| {
-            let name = format!("node{index}");
-            let disks = disks::of_node(&folder.join("disks"), &name, index);
-            NodeState {
-                name,
-                index: u8::try_from(index).unwrap_or(u8::MAX),
-                disks,
-            }
-        })
-        .collect();
-    let state = State {
-        name: name.clone(),
-        bed: own_copy(&folder)?,
-        port: link::free_port()?,
-        memory: options.memory,
-        kernel: kernel::find().await?,
-        images,
-        nodes,
-    };
-    Namespace::of(name)
-        .create(u8::try_from(options.nodes).unwrap_or(u8::MAX))
-        .await?;
-    let names: Vec<_> = state.nodes.iter().map(|node| node.name.clone()).collect();
-    Pki::of(&folder).create(&names, state.port)?;
-    state.write()?;
-    step.done();
-
-    let kernel = state.kernel.release.clone();
-    let cluster = Cluster::of(state).await?;
-    cluster.start_link().await?;
-    for node in cluster.nodes() {
-        node.power_on(&Boot::default())?;
-    }
-    eprintln!("bed: {} nodes boot with kernel {kernel}", options.nodes);
-    cluster.start_control_plane().await?;
-    cluster.nodes_ready().await?;
-    Ok(cluster)
-}
-
-/// Brings back what a cluster that was up has lost.
-async fn heal(state: State) -> Result<Cluster> {
-    if !Namespace::of(&state.name).exists() {
-        return Err(BedError::NotUp { name: state.name });
-    }
-    let cluster = Cluster::of(state).await?;
-    cluster.start_link().await?;
-    for process in Process::ALL {
-        cluster.resume(process).await?;
-    }
-    for node in cluster.nodes() {
-        node.restore_network().await?;
-        node.resume().await?;
-        if !node.is_on() {
-            eprintln!("bed: {} was off and boots", node.name());
-            node.power_on(&Boot::default())?;
-        }
-    }
-    cluster.start_control_plane().await?;
-    for node in cluster.nodes() {
-        node.start_services().await;
-    }
-    cluster.nodes_ready().await?;
-    Ok(cluster)
-}
-
-async fn remove(name: &str) -> Result<()> {
-    let folder = folders::cluster(name);
-    let namespace = Namespace::of(name);
-    Running::of(&folder, link::NAME).kill().await?;
-    let begun = Instant::now();
-    loop {
-        let processes = namespace.processes();
-        for pid in &processes {
-            let _ = kill(*pid, Signal::SIGKILL);
-        }
-        if processes.is_empty() {
-            break;
-        }
-        if begun.elapsed() > Duration::from_secs(20) {
-            return Err(BedError::Timeout {
-                what: format!(
-                    "the end of processes {processes:?} in the namespace {}",
-                    namespace.name()
-                ),
-                waited: begun.elapsed(),
-                hint: "see what holds them in /proc/<pid>/wchan".to_owned(),
-            });
-        }
-        tokio::time::sleep(Duration::from_millis(30)).await;
-    }
-    namespace.delete().await?;
-    if folder.exists() {
-        std::fs::remove_dir_all(&folder).during(|| format!("cannot remove {}", folder.display()))?;
-    }
-    Ok(())
-}
-
-/// A copy of `bed` that no later build changes: the nodes' first process runs from it.
-fn own_copy(folder: &Path) -> Result<PathBuf> {
-    let copy = folder.join("bed");
-    let program = crate::program()?;
-    std::fs::copy(&program, &copy).during(|| format!("cannot copy {}", program.display()))?;
-    Ok(copy)
-}
-
 async fn client(kubeconfig: &Path) -> Result<kube::Client> {
     let wrong = |message: String| BedError::Kubeconfig {
         path: kubeconfig.to_owned(),
@@ -520,8 +323,7 @@ async fn client(kubeconfig: &Path) -> Result<kube::Client> {
         .map_err(|error| wrong(error.to_string()))?;
     Ok(kube::Client::try_from(config)?)
 }
-
-async fn api_ready(client: &kube::Client) -> Result<()> {
+pub(crate) async fn api_ready(client: &kube::Client) -> Result<()> {
     let begun = Instant::now();
     let patience = Duration::from_secs(60);
     loop {

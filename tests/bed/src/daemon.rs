@@ -106,10 +106,15 @@ fn started_at(pid: i32) -> Option<String> {
     let after_name = text.rsplit_once(") ")?.1;
     let mut fields = after_name.split(' ');
     match fields.next()? {
-        "Z" | "X" => None,
+        // The first thread may be dead while others still hold the sockets.
+        "Z" | "X" if threads(pid) <= 1 => None,
         // `state` is field 3 of proc(5), the start time field 22.
         _ => fields.nth(18).map(str::to_owned),
     }
+}
+
+fn threads(pid: i32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
 }
 
 impl Daemon {

@@ -26,6 +26,7 @@ mod hotplug;
 mod images;
 mod kernel;
 pub mod kubernetes;
+mod lifecycle;
 mod link;
 mod mconsole;
 mod network;

@@ -101,6 +101,11 @@ async fn disks(node: &Node) -> Anything {
         Some("what was written".to_owned()),
     )
     .await?;
+    let cut_short = {
+        let node = node.clone();
+        tokio::spawn(async move { node.run(["sleep", "1000"]).await })
+    };
+    tokio::time::sleep(Duration::from_millis(300)).await;
     node.kill().await?;
     let order = disks.iter().rev().map(|disk| disk.id.clone()).collect();
     node.boot(Boot {
@@ -146,6 +151,8 @@ async fn disks(node: &Node) -> Anything {
     );
     node.reboot().await?;
     node.run_ok(["vgremove", "-f", "kept"]).await?;
+    let outcome = tokio::time::timeout(Duration::from_secs(40), cut_short).await??;
+    assert!(outcome.is_err(), "a program outlived its node: {outcome:?}");
     Ok(())
 }
 
