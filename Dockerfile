@@ -8,11 +8,16 @@ ARG BINARIES=source
 
 FROM --platform=$BUILDPLATFORM rust:1.95-bookworm AS source
 ARG TARGETARCH
-RUN if [ "$TARGETARCH" = arm64 ] && [ "$(dpkg --print-architecture)" != arm64 ]; then \
-        apt-get update && apt-get install -y --no-install-recommends gcc-aarch64-linux-gnu libc6-dev-arm64-cross && rm -rf /var/lib/apt/lists/*; \
-    fi
+# The linker and C library of the other architecture, where the image is for another than the machine that builds it.
+RUN case "$(dpkg --print-architecture)-$TARGETARCH" in \
+        amd64-arm64) packages="gcc-aarch64-linux-gnu libc6-dev-arm64-cross" ;; \
+        arm64-amd64) packages="gcc-x86-64-linux-gnu libc6-dev-amd64-cross" ;; \
+        *) exit 0 ;; \
+    esac; \
+    apt-get update && apt-get install -y --no-install-recommends $packages && rm -rf /var/lib/apt/lists/*
 # Static programs: the extender's image has no C library, and the manager's need not have the same.
 ENV RUSTFLAGS="-C target-feature=+crt-static" \
+    CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER=x86_64-linux-gnu-gcc \
     CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 WORKDIR /source
 COPY . .

@@ -71,12 +71,13 @@ pub(crate) fn check(options: &Options) -> Result<()> {
 /// Makes a cluster from nothing; one of the same name is removed.
 pub(crate) async fn create(options: &Options) -> Result<Cluster> {
     let name = &options.name;
-    BEGUN.store(true, Ordering::SeqCst);
+    let images = images::of_the_bed().await?;
+    let kernel = kernel::find().await?;
     let step = Step::quiet("network namespace, certificates and disks");
     remove(name).await?;
+    BEGUN.store(true, Ordering::SeqCst);
     let folder = folders::cluster(name);
     folders::make(&folder)?;
-    let images = images::of_the_bed().await?;
     let nodes: Vec<_> = (1..=options.nodes)
         .map(|index| {
             let name = format!("node{index}");
@@ -93,7 +94,7 @@ pub(crate) async fn create(options: &Options) -> Result<Cluster> {
         bed: own_copy(&folder)?,
         port: link::free_port()?,
         memory: options.memory,
-        kernel: kernel::find().await?,
+        kernel,
         images,
         nodes,
     };

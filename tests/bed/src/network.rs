@@ -71,16 +71,9 @@ impl Namespace {
 
     /// A connection from within the namespace, usable from anywhere.
     pub(crate) fn connect(&self, address: SocketAddr, patience: Duration) -> Result<TcpStream> {
-        let connect = || {
-            self.enter()?;
+        self.within(|| {
             TcpStream::connect_timeout(&address, patience)
                 .during(|| format!("cannot connect to {address} in the network namespace {}", self.0))
-        };
-        std::thread::scope(|scope| scope.spawn(connect).join()).unwrap_or_else(|_| {
-            Err(BedError::Missing {
-                what: "a thread died".to_owned(),
-                remedy: "try again".to_owned(),
-            })
         })
     }
 
@@ -113,9 +106,20 @@ impl Namespace {
             ])
             .await?;
         }
-        command::run(&["ip", "netns", "exec", &self.0, "sysctl", "-qw", "net.ipv4.ip_forward=1"])
-            .await
-            .map(drop)
+        self.within(|| {
+            std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").during(|| "cannot forward packets".to_owned())
+        })
+    }
+
+    /// Does something in a thread of its own that is in the namespace.
+    fn within<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let enter_and_work = || self.enter().and_then(|()| work());
+        std::thread::scope(|scope| scope.spawn(enter_and_work).join()).unwrap_or_else(|_| {
+            Err(BedError::Missing {
+                what: "a thread died".to_owned(),
+                remedy: "try again".to_owned(),
+            })
+        })
     }
 
     /// Cuts or restores the cable of node `index`.
