@@ -2,13 +2,20 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    fs::File,
     path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::Flock,
+    mount::{MntFlags, umount2},
 };
 
 use crate::{
     command,
     error::{During, Result},
-    folders, packages,
+    folders, packages, state,
     step::Step,
 };
 
@@ -54,7 +61,10 @@ const BASE_FILE: &str = include_str!("../images/base.Dockerfile");
 
 /// The images that each node has from its first boot, built if the cache does not have them.
 pub(crate) async fn of_the_bed() -> Result<Vec<ImageRef>> {
-    Ok(vec![pause().await?, tools().await?])
+    let storage = Storage::open().await?;
+    let images = async { Ok(vec![pause().await?, tools().await?]) }.await;
+    storage.close().await?;
+    images
 }
 
 async fn pause() -> Result<ImageRef> {
@@ -146,8 +156,15 @@ async fn base() -> Result<()> {
 /// of one that compiles fast.
 pub async fn build_images(repository: &Path) -> Result<Images> {
     packages::ensure().await?;
-    base().await?;
     compile(repository).await?;
+    let storage = Storage::open().await?;
+    let images = build_both(repository).await;
+    storage.close().await?;
+    images
+}
+
+async fn build_both(repository: &Path) -> Result<Images> {
+    base().await?;
     let step = Step::quiet("the images of the manager and the extender");
     let manager = build_target(repository, "manager").await?;
     let extender = build_target(repository, "extender").await?;
@@ -230,13 +247,13 @@ async fn build_target(repository: &Path, target: &str) -> Result<ImageRef> {
         argv.extend(["tag".into(), id.into(), OsString::from(&image.reference)]);
         command::run(&argv).await?;
         save(&image.reference, &image.archive).await?;
-        remove_older(&folder, &name, &image.archive);
+        remove_older(&folder, &name, &image.archive).await?;
     }
     Ok(image)
 }
 
 /// Keeps the archives of a target from filling the disk: the newest three stay.
-fn remove_older(folder: &Path, name: &str, newest: &Path) {
+async fn remove_older(folder: &Path, name: &str, newest: &Path) -> Result<()> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut archives: Vec<_> = entries
         .filter(|entry| entry.file_name().to_string_lossy().starts_with(&format!("{name}-")) && entry.path() != newest)
@@ -245,7 +262,42 @@ fn remove_older(folder: &Path, name: &str, newest: &Path) {
     archives.sort();
     archives.reverse();
     for (_, path) in archives.into_iter().skip(2) {
+        let tag = path
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .replace(&format!("{name}-"), "");
+        let mut argv = buildah()?;
+        argv.extend(["rmi".into(), format!("localhost/{name}:{tag}").into()]);
+        // It may be gone already, or be a part of a newer one.
+        command::try_run(Path::new("/"), &[], &argv).await?;
         let _ = std::fs::remove_file(path);
+    }
+    Ok(())
+}
+
+/// The storage of images in the cache, for one run at a time.
+struct Storage {
+    _lock: Flock<File>,
+}
+
+impl Storage {
+    async fn open() -> Result<Self> {
+        let lock = state::lock_at(folders::cache()?.join("containers.lock")).await?;
+        Ok(Storage { _lock: lock })
+    }
+
+    /// Removes what buildah leaves behind: a container for each stage that only names another, and a mount of the storage on itself.
+    async fn close(self) -> Result<()> {
+        let mut argv = buildah()?;
+        argv.extend(["rm", "--all"].map(OsString::from));
+        command::try_run(Path::new("/"), &[], &argv).await?;
+        let mount = folders::cache()?.join("containers/overlay");
+        match umount2(&mount, MntFlags::MNT_DETACH) {
+            // Not mounted, or not there.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+            Err(error) => Err(error).during(|| format!("cannot unmount {}", mount.display())),
+        }
     }
 }
 

@@ -76,11 +76,15 @@ impl State {
 /// One run at a time may start or stop a cluster; the others wait.
 pub(crate) async fn lock(name: &str) -> Result<Flock<File>> {
     folders::make(&folders::clusters())?;
-    let path = folders::clusters().join(format!("{name}.lock"));
+    lock_at(folders::clusters().join(format!("{name}.lock"))).await
+}
+
+/// Waits until no other run holds this file, and holds it.
+pub(crate) async fn lock_at(path: PathBuf) -> Result<Flock<File>> {
     tokio::task::spawn_blocking(move || lock_file(&path))
         .await
         .map_err(|error| BedError::Missing {
-            what: format!("the lock of the cluster: {error}"),
+            what: format!("a lock: {error}"),
             remedy: "try again".to_owned(),
         })?
 }
