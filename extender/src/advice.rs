@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt, future};
-use k8s_openapi::api::core::v1::{Node, ObjectReference};
+use k8s_openapi::api::core::v1::{self, ObjectReference};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::Api;
 use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::{Store, store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
+use quarry_crds::extents::Bytes;
 use quarry_crds::labels;
 use quarry_crds::provisioning::{check_class, large_enough};
 use quarry_crds::storage_class::{ClassParameters, NodeGroup, is_ours};
@@ -25,7 +26,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::handlers::Extender;
-use crate::index::claim_name;
+use crate::index::{Index, claim_name};
+use crate::node::Node;
 use crate::objects::{Binding, Claim};
 
 /// Component that events of the extender come from.
@@ -42,7 +44,7 @@ const AGAIN: Duration = Duration::from_secs(50 * 60);
 const NAMED: usize = 4;
 
 /// A node, as far as it is watched.
-pub type NodeMeta = PartialObjectMeta<Node>;
+pub type NodeMeta = PartialObjectMeta<v1::Node>;
 
 /// Something to be said of an object.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,11 +58,8 @@ pub struct Advice {
 }
 
 /// Everything that is wrong: with the classes of ours, with the nodes that they name, and with the claims of them.
-pub fn advice<'a>(
-    classes: &[Arc<StorageClass>],
-    nodes: &[Arc<NodeMeta>],
-    claims: impl Iterator<Item = (&'a str, &'a Claim)>,
-) -> Vec<Advice> {
+#[must_use]
+pub fn advice(classes: &[Arc<StorageClass>], nodes: &[Arc<NodeMeta>], index: &Index) -> Vec<Advice> {
     let nodes: BTreeMap<&str, &BTreeMap<String, String>> = nodes
         .iter()
         .filter_map(|node| Some((node.metadata.name.as_deref()?, node.labels())))
@@ -83,19 +82,52 @@ pub fn advice<'a>(
         }
         ours.insert(class.metadata.name.as_deref().unwrap_or_default(), checked);
     }
-    for (key, claim) in claims {
-        let class = claim.class.as_deref().and_then(|name| ours.get(name));
-        if let (Some(class), Binding::Unbound, false) = (class, claim.binding, claim.deleting)
-            && let Err((reason, text)) = servable(claim, class)
-        {
-            said.push(Advice {
-                regarding: reference(key, claim),
-                saying: Saying::warning(reason, text),
-                grace: Duration::ZERO,
-            });
-        }
+    let largest = largest(index);
+    for (key, claim) in index.claims() {
+        let Some(name) = claim.class.as_deref() else {
+            continue;
+        };
+        let (Some(class), Binding::Unbound, false) = (ours.get(name), claim.binding, claim.deleting) else {
+            continue;
+        };
+        let wrong = match servable(claim, class) {
+            Err((reason, text)) => Some((Saying::warning(reason, text), Duration::ZERO)),
+            Ok(()) => largest
+                .get(name)
+                .and_then(|largest| too_large(claim, name, *largest))
+                .map(|saying| (saying, GRACE)),
+        };
+        said.extend(wrong.map(|(saying, grace)| Advice {
+            regarding: reference(key, claim),
+            saying,
+            grace,
+        }));
     }
     said
+}
+
+/// The largest volume group of each class, and its node: of the first by name among equals.
+fn largest(index: &Index) -> HashMap<&str, (Bytes, &str)> {
+    let mut largest: HashMap<&str, (Bytes, &str)> = HashMap::new();
+    for (class, node, size) in index.nodes().flat_map(Node::sizes) {
+        let known = largest.entry(class).or_insert((size, node));
+        if size > known.0 || (size == known.0 && node < known.1) {
+            *known = (size, node);
+        }
+    }
+    largest
+}
+
+/// A claim that no volume group of its class could hold if it were empty.
+fn too_large(claim: &Claim, class: &str, (size, node): (Bytes, &str)) -> Option<Saying> {
+    let wanted = claim.request.as_ref().ok()?.size;
+    (wanted > size && claim.selected.is_none()).then(|| {
+        let note = format!(
+            "spec.resources.requests.storage: {wanted} is more than any volume group of StorageClass {class} has, even \
+             empty; the largest, on node {node}, has {size}: ask for less, or add disks to its NodeLocalStorage"
+        );
+        Saying::warning("TooLarge", note)
+    })
 }
 
 /// Whether any node could ever serve a claim: as `quarry_crds::provisioning::check` decides, and in its words.
@@ -293,7 +325,7 @@ async fn speak(
     let mut standing = Standing::default();
     loop {
         index.mark_unchanged();
-        let wrong = extender.read(|index| advice(&classes.state(), &nodes.state(), index.claims()));
+        let wrong = extender.read(|index| advice(&classes.state(), &nodes.state(), index));
         let (due, next) = standing.due(wrong, Instant::now());
         for Advice { regarding, saying, .. } in due {
             events.say_of(regarding, saying).await;

@@ -1,7 +1,10 @@
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use quarry_crds::extents::{ExtentSize, Extents};
+use quarry_crds::node_local_storage::GroupFigures;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::objects::Storage;
 
 fn class(name: &str, nodes: &Value, more: &[(&str, &str)]) -> Arc<StorageClass> {
     let mut parameters = json!({"nodes": nodes.to_string()});
@@ -34,8 +37,38 @@ fn claim(class: &str, size: &str) -> Claim {
     Claim::read(&claim)
 }
 
+/// A volume group of a class, of so many extents of 4 MiB.
+fn storage(class: &str, node: &str, extents: u64) -> Storage {
+    let figures = GroupFigures {
+        uuid: format!("vg-{node}"),
+        extent_size: ExtentSize::new(Bytes::mib(4)).expect("an extent size"),
+        size: Extents(extents),
+        free: Extents::ZERO,
+        reserved: Extents::ZERO,
+        largest: Extents::ZERO,
+    };
+    Storage {
+        class: class.into(),
+        node: node.into(),
+        group: "fast".into(),
+        ready: false,
+        figures: Some(figures),
+    }
+}
+
+fn index(claims: &[Claim]) -> Index {
+    let mut index = Index::default();
+    for (number, claim) in claims.iter().enumerate() {
+        index.apply(&format!("shop/data-{number}"), Some(claim.clone()));
+    }
+    index
+}
+
 fn said(classes: &[Arc<StorageClass>], nodes: &[Arc<NodeMeta>], claims: &[Claim]) -> Vec<(String, String)> {
-    let claims = claims.iter().map(|claim| ("shop/data", claim));
+    said_with(classes, nodes, &index(claims))
+}
+
+fn said_with(classes: &[Arc<StorageClass>], nodes: &[Arc<NodeMeta>], index: &Index) -> Vec<(String, String)> {
     let text = |advice: Advice| {
         let kind = advice.regarding.kind.unwrap_or_default();
         let name = advice.regarding.name.unwrap_or_default();
@@ -45,7 +78,9 @@ fn said(classes: &[Arc<StorageClass>], nodes: &[Arc<NodeMeta>], claims: &[Claim]
             format!("{}: {}", advice.saying.reason, advice.saying.note),
         )
     };
-    advice(classes, nodes, claims).into_iter().map(text).collect()
+    let mut said: Vec<_> = advice(classes, nodes, index).into_iter().map(text).collect();
+    said.sort();
+    said
 }
 
 #[test]
@@ -63,7 +98,7 @@ fn a_wrong_class_is_told_with_its_claims() {
     let wrong = class("fast", &on(&["w1"]), &[("fsType", "ntfs"), ("tier", "gold")]);
     let said = said(&[wrong], &[node("w1", "linux")], &[claim("fast", "0")]);
     let objects: Vec<_> = said.iter().map(|(object, _)| object.as_str()).collect();
-    assert_eq!(objects, ["StorageClass fast", "PersistentVolumeClaim data"]);
+    assert_eq!(objects, ["PersistentVolumeClaim data-0", "StorageClass fast"]);
     for (_, text) in &said {
         for part in ["InvalidStorageClass", "fsType", "ntfs", "tier", "delete the class"] {
             assert!(text.contains(part), "{text:?} lacks {part:?}");
@@ -140,7 +175,7 @@ fn nodes_that_are_not_there_or_of_another_system() {
 
 #[test]
 fn a_missing_node_is_told_after_a_while_and_again_before_it_is_forgotten() {
-    let wrong = || advice(&[class("fast", &on(&["w9"]), &[])], &[], std::iter::empty());
+    let wrong = || advice(&[class("fast", &on(&["w9"]), &[])], &[], &Index::default());
     let mut standing = Standing::default();
     let begin = Instant::now();
     let (due, next) = standing.due(wrong(), begin);
@@ -152,4 +187,36 @@ fn a_missing_node_is_told_after_a_while_and_again_before_it_is_forgotten() {
     // It joined, and left again: it has its time anew.
     assert_eq!(standing.due(Vec::new(), next + AGAIN).0.len(), 0);
     assert_eq!(standing.due(wrong(), next + AGAIN).0.len(), 0);
+}
+
+#[test]
+fn a_claim_larger_than_every_volume_group() {
+    let classes = [class("fast", &on(&["w1"]), &[])];
+    let nodes = [node("w1", "linux")];
+    let large = claim("fast", "401Mi");
+    let mut chosen = large.clone();
+    chosen.selected = Some("w1".into());
+    let mut index = index(&[claim("fast", "400Mi"), large, chosen]);
+    assert_eq!(
+        said_with(&classes, &nodes, &index),
+        [],
+        "nothing is known of any node yet"
+    );
+    index.apply("fast.w1", Some(storage("fast", "w1", 50)));
+    index.apply("fast.w2", Some(storage("fast", "w2", 100)));
+    index.apply("slow.w2", Some(storage("slow", "w2", 1000)));
+    let said = said_with(&classes, &nodes, &index);
+    assert_eq!(said.len(), 1, "{said:?}");
+    let (object, text) = &said[0];
+    assert_eq!(object, "PersistentVolumeClaim data-1");
+    for part in [
+        "TooLarge",
+        "requests.storage: 401Mi",
+        "StorageClass fast",
+        "node w2, has 400Mi",
+        "ask for less",
+        "add disks",
+    ] {
+        assert!(text.contains(part), "{text:?} lacks {part:?}");
+    }
 }

@@ -74,6 +74,14 @@ impl Node {
         self.groups.iter().find(|group| group.uuid == figures.uuid)
     }
 
+    /// Class, node and size of its volume groups, also where volumes cannot be made now.
+    pub fn sizes(&self) -> impl Iterator<Item = (&str, &str, Bytes)> {
+        self.storages.values().filter_map(|storage| {
+            let figures = storage.figures.as_ref()?;
+            Some((&*storage.class, &*self.name, figures.extent_size.size_of(figures.size)?))
+        })
+    }
+
     /// What a class has here, less what is taken besides: by volume group, in extents.
     #[must_use]
     pub fn standing(&self, class: &str, besides: &Besides) -> Standing {
