@@ -276,6 +276,16 @@ async fn bad_sizes_beyond_every_node(test: &Test) -> Result<()> {
         let parts = [&["FailedScheduling"], told].concat();
         println!("   {name}: {}", test.said("Pod", name, &parts).await?);
     }
+    for (name, asked) in [("large", "100Gi"), ("huge", "1Ei"), ("largest", "9223372036854775807")] {
+        let field = format!("spec.resources.requests.storage: {asked} is more than any volume group of StorageClass");
+        let parts = [
+            "TooLarge",
+            &field,
+            "on node node2, has 5100Mi",
+            "ask for less, or add disks",
+        ];
+        println!("   {name}: {}", test.said("PersistentVolumeClaim", name, &parts).await?);
+    }
     test.said(
         "PersistentVolumeClaim",
         "far",

@@ -121,3 +121,29 @@ fn checksum_of(path: &Path) -> Result<String> {
     ensure!(sum.wait()?.success(), "sha256sum failed");
     Ok(text.trim_end_matches(['-', ' ', '\n']).to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_counts_and_how_zeros_are_stored_does_not() -> Result<()> {
+        let path = std::env::temp_dir().join(format!("quarry-e2e-untouched-{}", std::process::id()));
+        let sum_of = |writes: &[(u64, &[u8])]| -> Result<String> {
+            let file = File::create(&path)?;
+            file.set_len(5 << 20)?;
+            for (place, bytes) in writes {
+                file.write_all_at(bytes, *place)?;
+            }
+            checksum_of(&path)
+        };
+        let blank = sum_of(&[])?;
+        assert_eq!(blank, sum_of(&[(4096, &[0; 8192]), ((5 << 20) - 1, &[0])])?);
+        let one = sum_of(&[(3 << 20, &[1])])?;
+        let last = sum_of(&[((5 << 20) - 1, &[1])])?;
+        let moved = sum_of(&[(2 << 20, &[1])])?;
+        std::fs::remove_file(&path)?;
+        assert!(one.len() == 64 && one != blank && last != blank && one != moved && one != last);
+        Ok(())
+    }
+}
