@@ -10,7 +10,7 @@ use crate::bed::repository;
 use crate::case;
 use crate::objects::{Claim, Class, PodSpec};
 use crate::test::{Case, Test};
-use crate::untouched::Held;
+use crate::untouched::{Held, forget_events};
 
 /// The cases.
 pub const CASES: &[Case] = &[case!(bad_disks_are_left_alone), case!(bad_lists_take_a_disk_once)];
@@ -99,6 +99,7 @@ impl Unfit {
 
 /// One class for each unfit disk: none gets a volume group, and every disk is as it was.
 async fn bad_disks_are_left_alone(test: &Test) -> Result<()> {
+    forget_events(test).await?;
     restore(test).await?;
     let result = leave_alone(test).await;
     let restored = restore(test).await.context("making the disks usable again");
@@ -340,6 +341,7 @@ async fn not_ready(test: &Test, class: &str, node: &str, told: &[&str]) -> Resul
 /// A disk is taken once, by whatever names it is listed; for one group only; and not by a name that does not last. The
 /// fit disks of a class are taken beside those that are not.
 async fn bad_lists_take_a_disk_once(test: &Test) -> Result<()> {
+    forget_events(test).await?;
     restore(test).await?;
     let result = take_once(test).await;
     let restored = restore(test).await.context("removing the second name");

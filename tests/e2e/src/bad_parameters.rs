@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::case;
 use crate::objects::{Claim, Class, PodSpec};
 use crate::test::{Case, Test};
-use crate::untouched::Held;
+use crate::untouched::{Held, forget_events};
 
 /// The cases.
 pub const CASES: &[Case] = &[case!(bad_classes_make_nothing), case!(bad_nodes_are_named)];
@@ -193,6 +193,7 @@ fn mistakes(disk: &str) -> Vec<Mistake> {
 
 /// One class for each mistake, each with a claim.
 async fn bad_classes_make_nothing(test: &Test) -> Result<()> {
+    forget_events(test).await?;
     let disk = test.bed.disk(1, 0)?;
     let before = Held::by_nodes(test).await?;
     let mistakes = mistakes(&disk);
@@ -250,6 +251,7 @@ async fn bad_classes_make_nothing(test: &Test) -> Result<()> {
 
 /// Nodes that are not there, or run another operating system; nodes of the same class that can serve do.
 async fn bad_nodes_are_named(test: &Test) -> Result<()> {
+    forget_events(test).await?;
     let nodes: Api<Node> = Api::all(test.client());
     remove(&nodes).await?;
     let windows =

@@ -6,6 +6,7 @@
 pub mod bad_claims;
 pub mod bad_disks;
 pub mod bad_parameters;
+pub mod bad_requests;
 pub mod bed;
 pub mod capacity;
 pub mod deletion;

@@ -1,4 +1,5 @@
 //! What the nodes hold, in LVM's words and byte for byte: to show that something was left alone.
+//! And events that are none of this run.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -7,6 +8,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::events::v1::Event;
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, ListParams};
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek64};
 use quarry_bed::{Disk, Node};
@@ -74,6 +78,25 @@ impl Held {
         }
         Ok(())
     }
+}
+
+/// Deletes what was said of classes of this test in former runs: Kubernetes keeps events of objects that are gone.
+///
+/// # Errors
+/// The API server did not answer.
+pub async fn forget_events(test: &Test) -> Result<()> {
+    let events: Api<Event> = Api::namespaced(test.client(), "default");
+    for event in events.list(&ListParams::default()).await?.items {
+        let of = event
+            .regarding
+            .as_ref()
+            .and_then(|object| object.name.as_deref())
+            .unwrap_or_default();
+        if of.starts_with(&test.class_name("")) {
+            events.delete(&event.name_any(), &DeleteParams::default()).await?;
+        }
+    }
+    Ok(())
 }
 
 /// A checksum of everything on a disk.

@@ -4,7 +4,8 @@ use libtest_mimic::{Arguments, Trial};
 use quarry_e2e::bed::Bed;
 use quarry_e2e::test::{Case, trial};
 use quarry_e2e::{
-    bad_claims, bad_disks, bad_parameters, capacity, deletion, figures, groups, main_path, outages, placement,
+    bad_claims, bad_disks, bad_parameters, bad_requests, capacity, deletion, figures, groups, main_path, outages,
+    placement,
 };
 
 fn main() -> anyhow::Result<()> {
@@ -20,6 +21,7 @@ fn main() -> anyhow::Result<()> {
         bad_parameters::CASES,
         bad_claims::CASES,
         bad_disks::CASES,
+        bad_requests::CASES,
         outages::CASES,
         figures::CASES,
     ]
