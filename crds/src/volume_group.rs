@@ -64,9 +64,9 @@ pub struct Situation<'a> {
     /// Name of the volume group.
     pub name: &'a str,
     /// UUID of the volume group that this was before, as the status recorded it.
-    pub recorded: Option<&'a str>,
+    pub recorded: Option<String>,
     /// Disks as the status recorded them.
-    pub recorded_disks: &'a [DiskStatus],
+    pub recorded_disks: Vec<DiskStatus>,
     /// What LVM has.
     pub found: Found,
     /// Whether LVM could not read everything: what it does not list may still exist.
@@ -112,7 +112,8 @@ pub fn plan(situation: Situation<'_>) -> Plan {
         mut disks,
     } = situation;
     let mut degraded = None;
-    let lost = hold_replaced(&mut disks, recorded_disks);
+    let recorded = recorded.as_deref();
+    let lost = hold_replaced(&mut disks, &recorded_disks);
     if !lost.is_empty() {
         degraded = Some((
             "DiskMissing",
@@ -357,7 +358,7 @@ mod tests {
         Situation {
             name: "fast",
             recorded: None,
-            recorded_disks: &[],
+            recorded_disks: vec![],
             found,
             incomplete: None,
             disks,
@@ -435,18 +436,18 @@ mod tests {
     #[test]
     fn a_group_that_was_there_is_never_made_anew() {
         let mut gone = situation(Found::None, vec![disk("a", DiskStanding::Blank)]);
-        gone.recorded = Some("vg-1");
+        gone.recorded = Some("vg-1".into());
         let held = plan(gone);
         assert_eq!(held.action, Action::None);
         assert_eq!(held.degraded.map(|(reason, _)| reason), Some("VolumeGroupMissing"));
         let mut other = situation(one("vg-2"), vec![disk("a", DiskStanding::Blank)]);
-        other.recorded = Some("vg-1");
+        other.recorded = Some("vg-1".into());
         assert_eq!(plan(other).action, Action::None);
     }
 
     #[test]
     fn a_blank_disk_where_data_was_is_not_taken() {
-        let recorded = [DiskStatus {
+        let recorded = vec![DiskStatus {
             path: "a".into(),
             id: Some("pv-a".into()),
             phase: phase::CLAIMED.into(),
@@ -456,7 +457,7 @@ mod tests {
             one("vg"),
             vec![disk("a", DiskStanding::Blank), disk("b", member("pv-b"))],
         );
-        swapped.recorded_disks = &recorded;
+        swapped.recorded_disks = recorded.clone();
         let held = plan(swapped);
         assert_eq!(held.action, Action::None);
         assert!(matches!(&held.disks[0].standing, DiskStanding::Rejected { reason } if reason.contains("pv-a")));
@@ -466,7 +467,7 @@ mod tests {
             one("vg"),
             vec![disk("a", DiskStanding::Blank), disk("b", member("pv-a"))],
         );
-        moved.recorded_disks = &recorded;
+        moved.recorded_disks = recorded;
         let held = plan(moved);
         assert_eq!((held.action, held.degraded), (Action::None, None));
     }
@@ -510,7 +511,7 @@ mod tests {
         ) {
             let disks: Vec<_> = disks.into_iter().map(|(path, standing)| disk(&path, standing)).collect();
             let mut given = situation(found, disks.clone());
-            given.recorded = recorded.as_deref();
+            given.recorded = recorded;
             let (Action::Create(devices) | Action::Extend(devices)) = plan(given).action else { return Ok(()) };
             for device in devices {
                 prop_assert!(disks.iter().any(|d| d.device.as_deref() == Some(&device) && d.standing == DiskStanding::Blank));

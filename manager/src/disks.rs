@@ -87,7 +87,13 @@ impl Prober {
             Program::find("blkid")?.with_observer(observer.clone()),
             Program::find("wipefs")?.with_observer(observer),
         );
-        Ok(Self { host: Arc::new(Host { proc, sysfs: Sysfs::of_host(), signatures }) })
+        Ok(Self {
+            host: Arc::new(Host {
+                proc,
+                sysfs: Sysfs::of_host(),
+                signatures,
+            }),
+        })
     }
 
     /// Looks at disks, and decides about them, in the order given: of those that are one disk, the first is judged on
@@ -110,14 +116,19 @@ impl Prober {
             .iter()
             .zip(&names)
             .filter_map(|(facts, (volume_group, allow_unstable_names))| {
-                let wanted = Wanted { volume_group, allow_unstable_names: *allow_unstable_names };
+                let wanted = Wanted {
+                    volume_group,
+                    allow_unstable_names: *allow_unstable_names,
+                };
                 facts.as_ref().ok().map(|facts| (facts.clone(), wanted))
             })
             .collect();
         let mut verdicts = judge_all(&present).into_iter();
         let judged = looked.into_iter().map(|facts| {
             let facts = facts?;
-            let verdict = verdicts.next().ok_or_else(|| Absent::Unreadable("it was not judged".to_owned()))?;
+            let verdict = verdicts
+                .next()
+                .ok_or_else(|| Absent::Unreadable("it was not judged".to_owned()))?;
             Ok(Found { facts, verdict })
         });
         judged.collect()
@@ -132,8 +143,7 @@ impl Prober {
             let plain = |text: &str| text.replace('_', " ").split_whitespace().collect::<Vec<_>>().join(" ");
             let model = plain(&model);
             let of_model = |facts: &DiskFacts| {
-                facts.kind == DeviceKind::Disk
-                    && facts.model.as_ref().is_some_and(|found| plain(found) == model)
+                facts.kind == DeviceKind::Disk && facts.model.as_ref().is_some_and(|found| plain(found) == model)
             };
             let disks = host.sysfs.whole_disks().into_iter().filter(of_model);
             let mut paths: Vec<_> = disks
@@ -157,11 +167,18 @@ impl Prober {
         let device = facts.device.clone();
         let claim = tokio::task::spawn_blocking(move || claim(Path::new(&device))).await;
         facts.exclusive = claim.unwrap_or_else(|error| Err(error.to_string()));
-        let (signatures, unread) = self.host.signatures.find(&facts.device, facts.size.0, facts.logical_sector).await;
+        let (signatures, unread) = self
+            .host
+            .signatures
+            .find(&facts.device, facts.size.0, facts.logical_sector)
+            .await;
         facts.signatures = signatures;
         facts.unread.extend(unread);
         if facts.membership.is_none() {
-            facts.membership = facts.signatures.iter().find_map(|signature| twin(signature.uuid.as_deref()?, lvm));
+            facts.membership = facts
+                .signatures
+                .iter()
+                .find_map(|signature| twin(signature.uuid.as_deref()?, lvm));
         }
         facts
     }
@@ -173,7 +190,10 @@ impl Host {
         let aliases = self.sysfs.aliases();
         let all = self.sysfs.whole_disks();
         let uses = mounts::Uses::read(&self.proc);
-        paths.iter().map(|path| self.outline(path, &aliases, &all, &uses)).collect()
+        paths
+            .iter()
+            .map(|path| self.outline(path, &aliases, &all, &uses))
+            .collect()
     }
 
     fn outline(
@@ -184,10 +204,17 @@ impl Host {
         uses: &mounts::Uses,
     ) -> Result<DiskFacts, Absent> {
         let number = number_of(Path::new(path))?;
-        let mut facts = self.sysfs.outline(number).map_err(|error| Absent::Unreadable(error.to_string()))?;
+        let mut facts = self
+            .sysfs
+            .outline(number)
+            .map_err(|error| Absent::Unreadable(error.to_string()))?;
         facts.asked = path.to_owned();
         facts.aliases = aliases.get(&number).cloned().unwrap_or_default();
-        facts.twins = all.iter().filter(|other| facts.is_same_disk(other)).map(|other| other.device.clone()).collect();
+        facts.twins = all
+            .iter()
+            .filter(|other| facts.is_same_disk(other))
+            .map(|other| other.device.clone())
+            .collect();
         let family = self.sysfs.family(number);
         facts.mounts = uses.mounts(&family);
         facts.swaps = uses.swaps(&family);
@@ -223,13 +250,18 @@ fn membership(number: (u32, u32), lvm: &State) -> Option<Membership> {
         }
     }
     let orphan = lvm.orphans.iter().find(|pv| pv.number == Some(number))?;
-    Some(Membership::Orphan { physical_volume: orphan.uuid.clone() })
+    Some(Membership::Orphan {
+        physical_volume: orphan.uuid.clone(),
+    })
 }
 
 /// A physical volume of that UUID, which LVM sees on another device.
 fn twin(uuid: &str, lvm: &State) -> Option<Membership> {
     let (_, pv) = lvm.physical_volume(uuid)?;
-    Some(Membership::Twin { physical_volume: pv.uuid.clone(), device: pv.device.clone()? })
+    Some(Membership::Twin {
+        physical_volume: pv.uuid.clone(),
+        device: pv.device.clone()?,
+    })
 }
 
 #[cfg(test)]

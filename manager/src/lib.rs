@@ -9,7 +9,6 @@ pub mod capacity;
 pub mod context;
 pub mod delete;
 pub mod disks;
-pub mod host;
 pub mod immediate;
 pub mod inventory;
 pub mod leftovers;

@@ -21,14 +21,16 @@ use tokio::sync::Notify;
 
 use crate::args::Args;
 use crate::context::{Context, Objects};
-use crate::host::{HostDisks, HostWiper};
+use crate::disks::Prober;
 use crate::inventory::Inventory;
-use crate::lvm::{HostLvm, HostOptions, Lvm};
+use crate::lvm::command::Observer;
+use crate::lvm::{HostLvm, HostOptions, Lvm, problems_of_surroundings};
 use crate::metrics::Metrics;
 use crate::ready_tags::{self, ReadyTags};
 use crate::retry::Retry;
 use crate::uevent::BlockEvents;
 use crate::volume_group::Groups;
+use crate::wipe::Eraser;
 use crate::{capacity, delete, leftovers, provision};
 
 /// Runs the manager until it is told to stop, and then until LVM has ended what it was doing.
@@ -44,16 +46,17 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let admin = quarry_process::serve_admin(args.admin_listen, Arc::new(registry), ready.clone(), shutdown.clone());
     let admin = tokio::spawn(admin);
 
-    let observer = metrics.clone();
-    let lvm: Arc<dyn Lvm> = Arc::new(
-        HostLvm::new(HostOptions {
-            observer: Some(Arc::new(move |stat| {
-                observer.command(stat.command, stat.result, stat.duration)
-            })),
-            ..HostOptions::default()
-        })
-        .context("LVM cannot be used")?,
-    );
+    let problems = problems_of_surroundings(&args.proc);
+    anyhow::ensure!(problems.is_empty(), "LVM cannot work here: {}", problems.join("; "));
+    let counted = metrics.clone();
+    let observer: Observer = Arc::new(move |stat| counted.command(stat.command, stat.result, stat.duration));
+    let disks = Prober::new(args.proc.clone(), Some(observer.clone())).context("disks cannot be looked at")?;
+    let wiper = Eraser::new(args.proc.clone(), Some(observer.clone())).context("volumes cannot be wiped")?;
+    let options = HostOptions {
+        observer: Some(observer),
+        ..HostOptions::default()
+    };
+    let lvm: Arc<dyn Lvm> = Arc::new(HostLvm::new(options).context("LVM cannot be used")?);
     let lvm_part = ready.part("LVM");
     let inventory = Inventory::open(lvm.clone()).await.context("LVM cannot be read")?;
     activate(&*lvm, &inventory).await;
@@ -75,8 +78,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         events: Events::new(client.clone(), EVENT_COMPONENT, args.node_name.clone()),
         client,
         node: args.node_name.clone(),
-        disks: Arc::new(HostDisks::new(args.proc.clone())),
-        wiper: Arc::new(HostWiper::new(args.proc.clone())),
+        disks: Arc::new(disks),
+        wiper: Arc::new(wiper),
         lvm: lvm.clone(),
         inventory,
         metrics,

@@ -113,7 +113,11 @@ impl Target {
 
     /// What device-mapper calls it.
     fn device_mapper_uuid(&self) -> String {
-        format!("LVM-{}{}", self.group_uuid.replace('-', ""), self.volume_uuid.replace('-', ""))
+        format!(
+            "LVM-{}{}",
+            self.group_uuid.replace('-', ""),
+            self.volume_uuid.replace('-', "")
+        )
     }
 
     /// The number of its device, once that is shown to be the volume.
@@ -121,15 +125,29 @@ impl Target {
         let number = match fs::metadata(&self.path) {
             Ok(meta) if meta.file_type().is_block_device() => device_number(meta.rdev()),
             Ok(_) => return Err(WipeError::NotThere(self.path.clone())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(WipeError::NotThere(self.path.clone())),
-            Err(cause) => return Err(WipeError::Io { path: self.path.clone(), cause }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(WipeError::NotThere(self.path.clone()));
+            }
+            Err(cause) => {
+                return Err(WipeError::Io {
+                    path: self.path.clone(),
+                    cause,
+                });
+            }
         };
         let directory = sys.join("dev/block").join(format!("{}:{}", number.0, number.1));
-        let (found, expected) = (read(&directory, "dm/uuid").unwrap_or_default(), self.device_mapper_uuid());
+        let (found, expected) = (
+            read(&directory, "dm/uuid").unwrap_or_default(),
+            self.device_mapper_uuid(),
+        );
         if found == expected {
             return Ok(number);
         }
-        Err(WipeError::NotTheVolume { path: self.path.clone(), found, expected })
+        Err(WipeError::NotTheVolume {
+            path: self.path.clone(),
+            found,
+            expected,
+        })
     }
 }
 
@@ -141,7 +159,10 @@ impl Eraser {
     pub fn new(proc: PathBuf, observer: Option<Observer>) -> Result<Self, NotInstalled> {
         let find = |name: &str| Program::find(name).map(|program| program.with_observer(observer.clone()));
         // A piece of a slow disk is written with zeros by one command.
-        let patient = Limits { warn_after: Duration::from_secs(60), deadline: Duration::from_secs(900) };
+        let patient = Limits {
+            warn_after: Duration::from_secs(60),
+            deadline: Duration::from_secs(900),
+        };
         let wipefs = find("wipefs")?;
         Ok(Self {
             proc,
@@ -197,7 +218,14 @@ impl Eraser {
         let path = target.path.to_string_lossy();
         let (signatures, mut found) = self.signatures.find(&path, target.size.0, 512).await;
         found.extend(signatures.iter().map(Signature::to_string));
-        if found.is_empty() { Ok(()) } else { Err(WipeError::NotClean { path: target.path.clone(), found }) }
+        if found.is_empty() {
+            Ok(())
+        } else {
+            Err(WipeError::NotClean {
+                path: target.path.clone(),
+                found,
+            })
+        }
     }
 
     /// Waits until the device of a volume is there.
@@ -222,7 +250,9 @@ impl Eraser {
 
     /// Who has the volume open, for people; nobody where it has no device.
     pub async fn holders(&self, target: &Target, volume: &LogicalVolume) -> Vec<String> {
-        let Ok(number) = target.resolve(&self.sys) else { return Vec::new() };
+        let Ok(number) = target.resolve(&self.sys) else {
+            return Vec::new();
+        };
         let open = volume.open != Some(false);
         let (proc, sys, target, name) = (self.proc.clone(), self.sys.clone(), target.clone(), volume.name.clone());
         let found = tokio::task::spawn_blocking(move || holders::find(&proc, &sys, &target.path, number, &name, open));
@@ -231,7 +261,11 @@ impl Eraser {
 
     async fn erase_signatures(&self, target: &Target) -> Result<(), WipeError> {
         zero::ends(&self.sys, target, ENDS).await?;
-        let arguments = vec!["--all".to_owned(), "--quiet".to_owned(), target.path.to_string_lossy().into_owned()];
+        let arguments = vec![
+            "--all".to_owned(),
+            "--quiet".to_owned(),
+            target.path.to_string_lossy().into_owned(),
+        ];
         self.wipefs.run("wipefs", arguments).await?;
         Ok(())
     }
@@ -239,7 +273,10 @@ impl Eraser {
     /// Discards every block; false where the disk cannot do that.
     async fn discard(&self, target: &Target) -> Result<bool, WipeError> {
         target.resolve(&self.sys)?;
-        let output = self.blkdiscard.run_any("blkdiscard", vec![target.path.to_string_lossy().into_owned()]).await?;
+        let output = self
+            .blkdiscard
+            .run_any("blkdiscard", vec![target.path.to_string_lossy().into_owned()])
+            .await?;
         if output.code != 0 {
             tracing::info!(path = %target.path.display(), error = output.stderr.trim(), "not discarded");
         }

@@ -264,11 +264,24 @@ fn all_reasons_at_once_but_none_twice_and_none_that_misleads() {
         panic!("must be refused")
     };
     assert_eq!(reasons.len(), 2, "{reasons:?}");
-    let idle = DiskFacts { mounts: vec![], ..facts };
-    let Verdict::Rejected(reasons) = judge(&idle, WANTED) else { panic!("must be refused") };
+    let idle = DiskFacts {
+        mounts: vec![],
+        ..facts
+    };
+    let Verdict::Rejected(reasons) = judge(&idle, WANTED) else {
+        panic!("must be refused")
+    };
     assert_eq!(reasons.len(), 4, "{reasons:?}");
     let twice = vec![signature("zfs_member", 1), signature("zfs_member", 2)];
-    assert_eq!(text(&DiskFacts { signatures: twice, ..blank() }).matches("zfs_member").count(), 1);
+    assert_eq!(
+        text(&DiskFacts {
+            signatures: twice,
+            ..blank()
+        })
+        .matches("zfs_member")
+        .count(),
+        1
+    );
 }
 
 #[test]

@@ -20,7 +20,11 @@ impl Disks for Prober {
                 allow_unstable_names: listing.allow_unstable_names,
             };
             let looked = self.look(listings.iter().map(asked).collect(), lvm).await;
-            listings.into_iter().zip(looked).map(|(listing, looked)| probed(listing.path, looked)).collect()
+            listings
+                .into_iter()
+                .zip(looked)
+                .map(|(listing, looked)| probed(listing.path, looked))
+                .collect()
         }
         .boxed()
     }
@@ -37,10 +41,16 @@ fn probed(path: String, looked: Result<Found, Absent>) -> Probed {
             let standing = match verdict {
                 Verdict::Blank => DiskStanding::Blank,
                 Verdict::Member { physical_volume, .. } => DiskStanding::Member { physical_volume },
-                Verdict::Rejected(_) => DiskStanding::Rejected { reason: reason.unwrap_or_default() },
+                Verdict::Rejected(_) => DiskStanding::Rejected {
+                    reason: reason.unwrap_or_default(),
+                },
             };
             Probed {
-                disk: ListedDisk { path, device: Some(facts.device), standing },
+                disk: ListedDisk {
+                    path,
+                    device: Some(facts.device),
+                    standing,
+                },
                 serial: facts.serial,
                 model: facts.model,
                 rotational: facts.rotational,
@@ -53,8 +63,18 @@ fn probed(path: String, looked: Result<Found, Absent>) -> Probed {
                 Absent::Missing => DiskStanding::Missing { reason },
                 Absent::NotBlock | Absent::Unreadable(_) => DiskStanding::Rejected { reason },
             };
-            let disk = ListedDisk { path, device: None, standing };
-            Probed { disk, serial: None, model: None, rotational: None, size: None }
+            let disk = ListedDisk {
+                path,
+                device: None,
+                standing,
+            };
+            Probed {
+                disk,
+                serial: None,
+                model: None,
+                rotational: None,
+                size: None,
+            }
         }
     }
 }

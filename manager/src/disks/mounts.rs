@@ -32,12 +32,15 @@ impl Uses {
         match text(&table) {
             Ok(mounts) => Self {
                 mounts: mounts.lines().filter_map(mount).collect(),
-                swaps: text(&proc.join("swaps")).map(|swaps| swap_devices(&swaps)).unwrap_or_default(),
+                swaps: text(&proc.join("swaps"))
+                    .map(|swaps| swap_devices(&swaps))
+                    .unwrap_or_default(),
                 problem: None,
             },
-            Err(error) => {
-                Self { problem: Some(format!("the host's mounts in {}: {error}", table.display())), ..Self::default() }
-            }
+            Err(error) => Self {
+                problem: Some(format!("the host's mounts in {}: {error}", table.display())),
+                ..Self::default()
+            },
         }
     }
 
@@ -47,7 +50,12 @@ impl Uses {
         let is_of = |mount: &&Mount| {
             family.contains(&mount.number) || block_number(&mount.source).is_some_and(|number| family.contains(&number))
         };
-        let mut places: Vec<_> = self.mounts.iter().filter(is_of).map(|mount| mount.place.clone()).collect();
+        let mut places: Vec<_> = self
+            .mounts
+            .iter()
+            .filter(is_of)
+            .map(|mount| mount.place.clone())
+            .collect();
         places.sort_by_key(|place| (place.len(), place.clone()));
         places.dedup();
         places
@@ -83,7 +91,11 @@ fn mount(line: &str) -> Option<Mount> {
 
 /// The devices in /proc/swaps.
 fn swap_devices(text: &str) -> Vec<String> {
-    text.lines().skip(1).filter_map(|line| line.split_whitespace().next()).map(unescape).collect()
+    text.lines()
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().next())
+        .map(unescape)
+        .collect()
 }
 
 /// Blanks and backslashes are written as octal numbers.
@@ -109,11 +121,25 @@ mod tests {
     #[test]
     fn lines_of_mountinfo() {
         let plain = mount("36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 shared:2 - ext3 /dev/root rw,errors=continue");
-        assert_eq!(plain, Some(Mount { number: (98, 0), source: "/dev/root".into(), place: "/mnt2".into() }));
+        assert_eq!(
+            plain,
+            Some(Mount {
+                number: (98, 0),
+                source: "/dev/root".into(),
+                place: "/mnt2".into()
+            })
+        );
         let bare = mount("22 1 254:0 / / rw - ext4 /dev/vda rw");
         assert_eq!(bare.map(|mount| mount.place), Some("/".into()));
         let odd = mount("40 35 0:45 / /a\\040b\\134 rw - btrfs /dev/sd\\303\\251 rw");
-        assert_eq!(odd, Some(Mount { number: (0, 45), source: "/dev/sdé".into(), place: "/a b\\".into() }));
+        assert_eq!(
+            odd,
+            Some(Mount {
+                number: (0, 45),
+                source: "/dev/sdé".into(),
+                place: "/a b\\".into()
+            })
+        );
         for broken in ["", "36 35", "36 35 98 / / rw - a b c", "x y z - "] {
             assert_eq!(mount(broken), None, "{broken}");
         }
@@ -121,7 +147,8 @@ mod tests {
 
     #[test]
     fn swap_space() {
-        let text = "Filename\t\tType\t\tSize\tUsed\tPriority\n/dev/dm-1  partition\t8\t0\t-2\n/swap\\040file file 1 0 -3\n";
+        let text =
+            "Filename\t\tType\t\tSize\tUsed\tPriority\n/dev/dm-1  partition\t8\t0\t-2\n/swap\\040file file 1 0 -3\n";
         assert_eq!(swap_devices(text), ["/dev/dm-1", "/swap file"]);
         assert_eq!(swap_devices(""), Vec::<String>::new());
     }
@@ -129,6 +156,9 @@ mod tests {
     #[test]
     fn without_a_mount_table_nothing_is_unused() {
         let none = Uses::read(Path::new("/nowhere"));
-        assert!(none.problem.is_some_and(|problem| problem.contains("/nowhere/1/mountinfo")));
+        assert!(
+            none.problem
+                .is_some_and(|problem| problem.contains("/nowhere/1/mountinfo"))
+        );
     }
 }

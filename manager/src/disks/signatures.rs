@@ -39,15 +39,24 @@ impl Signatures {
             ends(device.to_owned(), size, sector),
         );
         let (mut signatures, mut problems) = (Vec::new(), Vec::new());
-        match listed.map_err(|error| error.to_string()).and_then(|output| from_wipefs(&output.stdout)) {
+        match listed
+            .map_err(|error| error.to_string())
+            .and_then(|output| from_wipefs(&output.stdout))
+        {
             Ok(found) => signatures.extend(found),
             Err(problem) => problems.push(problem),
         }
         match probed {
-            Ok(output) if output.code == 0 => add(&mut signatures, from_blkid(&String::from_utf8_lossy(&output.stdout))),
+            Ok(output) if output.code == 0 => {
+                add(&mut signatures, from_blkid(&String::from_utf8_lossy(&output.stdout)))
+            }
             Ok(output) if output.code == NOTHING => {}
             Ok(output) if output.code == AMBIVALENT && !signatures.is_empty() => {}
-            Ok(output) => problems.push(format!("blkid ended with code {}: {}", output.code, output.stderr.trim())),
+            Ok(output) => problems.push(format!(
+                "blkid ended with code {}: {}",
+                output.code,
+                output.stderr.trim()
+            )),
             Err(error) => problems.push(error.to_string()),
         }
         match ends {
@@ -95,8 +104,16 @@ fn from_wipefs(stdout: &[u8]) -> Result<Vec<Signature>, String> {
     let listed: Listed = serde_json::from_str(&text).map_err(|error| format!("wipefs wrote no JSON: {error}"))?;
     let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
     let signature = |row: Row| {
-        let offset = row.offset.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok());
-        Signature { kind: row.kind, offset, uuid: filled(row.uuid), label: filled(row.label) }
+        let offset = row
+            .offset
+            .strip_prefix("0x")
+            .and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        Signature {
+            kind: row.kind,
+            offset,
+            uuid: filled(row.uuid),
+            label: filled(row.label),
+        }
     };
     Ok(listed.signatures.into_iter().map(signature).collect())
 }
@@ -104,13 +121,23 @@ fn from_wipefs(stdout: &[u8]) -> Result<Vec<Signature>, String> {
 /// Reads `KEY=value` lines. What describes the partition that the device is, is nothing on it.
 fn from_blkid(stdout: &str) -> Vec<Signature> {
     let value = |key: &str| {
-        let line = stdout.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        let line = stdout
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
         line.map(str::to_owned).filter(|value| !value.is_empty())
     };
     let of = |kind: Option<String>, uuid: &str, label: &str| {
-        kind.map(|kind| Signature { kind, offset: None, uuid: value(uuid), label: value(label) })
+        kind.map(|kind| Signature {
+            kind,
+            offset: None,
+            uuid: value(uuid),
+            label: value(label),
+        })
     };
-    [of(value("TYPE"), "UUID", "LABEL"), of(value("PTTYPE"), "PTUUID", "-")].into_iter().flatten().collect()
+    [of(value("TYPE"), "UUID", "LABEL"), of(value("PTTYPE"), "PTUUID", "-")]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// Looks at both ends of a disk: for tables that libblkid leaves aside because their other half is gone, and to know
@@ -120,7 +147,9 @@ async fn ends(device: String, size: u64, sector: u32) -> Result<Vec<Signature>, 
         let found = look_at_ends(Path::new(&device), size, u64::from(sector));
         found.map_err(|error| format!("reading {device}: {error}"))
     };
-    tokio::task::spawn_blocking(look).await.unwrap_or_else(|error| Err(error.to_string()))
+    tokio::task::spawn_blocking(look)
+        .await
+        .unwrap_or_else(|error| Err(error.to_string()))
 }
 
 fn look_at_ends(device: &Path, size: u64, sector: u64) -> io::Result<Vec<Signature>> {
@@ -134,18 +163,27 @@ fn look_at_ends(device: &Path, size: u64, sector: u64) -> io::Result<Vec<Signatu
     let (head_at, tail_at) = (0, size - length);
     let (head, tail) = (read(head_at)?, read(tail_at)?);
     let at = |bytes: &[u8], start: u64, offset: u64| {
-        let Some(from) = offset.checked_sub(start).and_then(|from| usize::try_from(from).ok()) else { return false };
+        let Some(from) = offset.checked_sub(start).and_then(|from| usize::try_from(from).ok()) else {
+            return false;
+        };
         bytes.get(from..from + GPT.len()).is_some_and(|found| found == GPT)
     };
     let sectors = [sector, 512, 4096];
-    let first = sectors.into_iter().find(|sector| at(&head, head_at, *sector)).map(|offset| ("gpt", offset));
+    let first = sectors
+        .into_iter()
+        .find(|sector| at(&head, head_at, *sector))
+        .map(|offset| ("gpt", offset));
     let last = sectors
         .into_iter()
         .filter_map(|sector| size.checked_sub(sector))
         .find(|offset| at(&tail, tail_at, *offset))
         .map(|offset| (Signature::BACKUP_GPT, offset));
-    let signature =
-        |(kind, offset): (&str, u64)| Signature { kind: kind.to_owned(), offset: Some(offset), uuid: None, label: None };
+    let signature = |(kind, offset): (&str, u64)| Signature {
+        kind: kind.to_owned(),
+        offset: Some(offset),
+        uuid: None,
+        label: None,
+    };
     Ok([first, last].into_iter().flatten().map(signature).collect())
 }
 
@@ -156,7 +194,12 @@ mod tests {
     #[test]
     fn what_wipefs_lists() {
         let text = br#"{"signatures": [{"device": "loop0", "offset": "0x438", "type": "ext4", "uuid": "9-1", "label": null}]}"#;
-        let ext4 = Signature { kind: "ext4".into(), offset: Some(1080), uuid: Some("9-1".into()), label: None };
+        let ext4 = Signature {
+            kind: "ext4".into(),
+            offset: Some(1080),
+            uuid: Some("9-1".into()),
+            label: None,
+        };
         assert_eq!(from_wipefs(text), Ok(vec![ext4]));
         assert_eq!(from_wipefs(b"{\n   \"signatures\": [\n\n   ]\n}\n"), Ok(vec![]));
         assert_eq!(from_wipefs(b"\n"), Ok(vec![]));
@@ -170,7 +213,10 @@ mod tests {
         assert_eq!((disk[0].kind.as_str(), disk[0].uuid.as_deref()), ("xfs", Some("9-1")));
         let table = from_blkid("PTUUID=7\nPTTYPE=gpt\n");
         assert_eq!(table[0].kind, "gpt");
-        assert_eq!(from_blkid("PART_ENTRY_SCHEME=gpt\nPART_ENTRY_TYPE=0fc6\nPART_ENTRY_UUID=1\n"), vec![]);
+        assert_eq!(
+            from_blkid("PART_ENTRY_SCHEME=gpt\nPART_ENTRY_TYPE=0fc6\nPART_ENTRY_UUID=1\n"),
+            vec![]
+        );
     }
 
     #[test]
@@ -189,9 +235,15 @@ mod tests {
             file.write_all_at(b"EFI PART", offset).expect("written");
             let found = look_at_ends(&path, 1 << 20, sector).expect("read");
             let found: Vec<_> = found.iter().map(|found| (found.kind.as_str(), found.offset)).collect();
-            assert_eq!(found, kind.map(|kind| (kind, Some(offset))).into_iter().collect::<Vec<_>>());
+            assert_eq!(
+                found,
+                kind.map(|kind| (kind, Some(offset))).into_iter().collect::<Vec<_>>()
+            );
         }
-        assert!(look_at_ends(&path, 2 << 20, 512).is_err(), "what cannot be read is an error");
+        assert!(
+            look_at_ends(&path, 2 << 20, 512).is_err(),
+            "what cannot be read is an error"
+        );
         assert_eq!(look_at_ends(&path, 0, 512).expect("empty"), vec![]);
     }
 }

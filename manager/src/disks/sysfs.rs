@@ -25,7 +25,10 @@ pub(crate) struct Sysfs {
 pub fn device_number(rdev: u64) -> (u32, u32) {
     let major = ((rdev >> 8) & 0xfff) | ((rdev >> 32) & 0xffff_f000);
     let minor = (rdev & 0xff) | ((rdev >> 12) & 0xffff_ff00);
-    (u32::try_from(major).unwrap_or(u32::MAX), u32::try_from(minor).unwrap_or(u32::MAX))
+    (
+        u32::try_from(major).unwrap_or(u32::MAX),
+        u32::try_from(minor).unwrap_or(u32::MAX),
+    )
 }
 
 /// A number as `8:16`.
@@ -36,12 +39,20 @@ fn read_number(text: &str) -> Option<(u32, u32)> {
 
 impl Sysfs {
     pub(crate) fn of_host() -> Self {
-        Self { sys: "/sys".into(), dev: "/dev".into(), udev: "/run/udev/data".into() }
+        Self {
+            sys: "/sys".into(),
+            dev: "/dev".into(),
+            udev: "/run/udev/data".into(),
+        }
     }
 
     #[cfg(test)]
     pub(crate) fn at(root: &Path) -> Self {
-        Self { sys: root.join("sys"), dev: root.join("dev"), udev: root.join("udev") }
+        Self {
+            sys: root.join("sys"),
+            dev: root.join("dev"),
+            udev: root.join("udev"),
+        }
     }
 
     fn directory(&self, number: (u32, u32)) -> PathBuf {
@@ -54,7 +65,11 @@ impl Sysfs {
         let name = self.name(&directory);
         let is_partition = directory.join("partition").exists();
         // A partition has its disk's queue and identity.
-        let disk = if is_partition { directory.parent().unwrap_or(&directory).to_owned() } else { directory.clone() };
+        let disk = if is_partition {
+            directory.parent().unwrap_or(&directory).to_owned()
+        } else {
+            directory.clone()
+        };
         let udev = self.udev(number);
         let sectors: u64 = read(&directory, "size").and_then(|text| text.parse().ok()).unwrap_or(0);
         let known = |files: &[&str], keys: &[&str]| {
@@ -77,7 +92,10 @@ impl Sysfs {
             read_only: read(&directory, "ro").as_deref() == Some("1"),
             serial: known(&["serial", "device/serial"], &["ID_SERIAL_SHORT", "ID_SERIAL"]),
             // udev's is longer: SCSI cuts it at 16 characters.
-            model: udev.get("ID_MODEL_ENC").map(|text| decode(text)).or_else(|| known(&["device/model"], &["ID_MODEL"])),
+            model: udev
+                .get("ID_MODEL_ENC")
+                .map(|text| decode(text))
+                .or_else(|| known(&["device/model"], &["ID_MODEL"])),
             // A T10 identifier without a serial number in it is the same on every such disk.
             wwn: known(&["wwid", "device/wwid"], &["ID_WWN_WITH_EXTENSION", "ID_WWN"])
                 .filter(|wwn| !wwn.starts_with("t10.")),
@@ -95,18 +113,18 @@ impl Sysfs {
         })
     }
 
-    fn kind(
-        &self,
-        name: &str,
-        directory: &Path,
-        is_partition: bool,
-        udev: &HashMap<String, String>,
-    ) -> DeviceKind {
+    fn kind(&self, name: &str, directory: &Path, is_partition: bool, udev: &HashMap<String, String>) -> DeviceKind {
         if is_partition {
             let disk = directory.parent().map(|disk| self.name(disk)).unwrap_or_default();
             let uevent = uevent(directory);
-            let label = uevent.get("PARTNAME").or_else(|| udev.get("ID_PART_ENTRY_NAME")).cloned();
-            return DeviceKind::Partition { disk: self.device(&disk), label };
+            let label = uevent
+                .get("PARTNAME")
+                .or_else(|| udev.get("ID_PART_ENTRY_NAME"))
+                .cloned();
+            return DeviceKind::Partition {
+                disk: self.device(&disk),
+                label,
+            };
         }
         if directory.join("dm").is_dir() {
             return DeviceKind::DeviceMapper {
@@ -115,12 +133,15 @@ impl Sysfs {
                 suspended: read(directory, "dm/suspended").as_deref() == Some("1"),
             };
         }
-        let is_called = |start: &str| name.strip_prefix(start).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+        let is_called = |start: &str| {
+            name.strip_prefix(start)
+                .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+        };
         match () {
             () if directory.join("md").is_dir() => DeviceKind::Raid,
-            () if is_called("loop") => {
-                DeviceKind::Loop { backing_file: read(directory, "loop/backing_file").unwrap_or_default() }
-            }
+            () if is_called("loop") => DeviceKind::Loop {
+                backing_file: read(directory, "loop/backing_file").unwrap_or_default(),
+            },
             () if is_called("sr") || is_called("scd") => DeviceKind::Rom,
             () if is_called("ram") || is_called("zram") => DeviceKind::Memory,
             () if is_called("fd") => DeviceKind::Other("a floppy drive".to_owned()),
@@ -132,8 +153,13 @@ impl Sysfs {
     /// Every whole disk, by what sysfs says of it.
     pub(crate) fn whole_disks(&self) -> Vec<DiskFacts> {
         let entries = names_in(&self.sys.join("block"));
-        let numbers = entries.iter().filter_map(|name| read(&self.sys.join("block").join(name), "dev"));
-        numbers.filter_map(|text| self.outline(read_number(&text)?).ok()).filter(|facts| facts.size > Bytes::ZERO).collect()
+        let numbers = entries
+            .iter()
+            .filter_map(|name| read(&self.sys.join("block").join(name), "dev"));
+        numbers
+            .filter_map(|text| self.outline(read_number(&text)?).ok())
+            .filter(|facts| facts.size > Bytes::ZERO)
+            .collect()
     }
 
     /// Every lasting name under /dev, best first, by the number of what it leads to.
@@ -142,7 +168,9 @@ impl Sysfs {
         for directory in ["disk/by-id", "disk/by-path", "disk/by-partuuid", "mapper"] {
             for name in names_in(&self.dev.join(directory)) {
                 let alias = format!("/dev/{directory}/{name}");
-                let Some(rank) = DiskFacts::rank_alias(&alias) else { continue };
+                let Some(rank) = DiskFacts::rank_alias(&alias) else {
+                    continue;
+                };
                 if let Ok(meta) = fs::metadata(self.dev.join(directory).join(&name))
                     && meta.rdev() != 0
                 {
@@ -154,7 +182,10 @@ impl Sysfs {
             names.sort();
             names.into_iter().map(|(_, name)| name).collect()
         };
-        found.into_iter().map(|(number, names)| (number, sorted(names))).collect()
+        found
+            .into_iter()
+            .map(|(number, names)| (number, sorted(names)))
+            .collect()
     }
 
     /// The device, its partitions, and everything that is made of them, however deep.
@@ -165,16 +196,28 @@ impl Sysfs {
             if !family.insert(next) {
                 continue;
             }
-            let Ok(directory) = fs::canonicalize(self.directory(next)) else { continue };
+            let Ok(directory) = fs::canonicalize(self.directory(next)) else {
+                continue;
+            };
             let parts = self.partitions(&directory).into_iter().map(|part| directory.join(part));
-            let holders = self.holders(&directory).into_iter().map(|name| self.sys.join("block").join(name));
-            left.extend(parts.chain(holders).filter_map(|member| read_number(&read(&member, "dev")?)));
+            let holders = self
+                .holders(&directory)
+                .into_iter()
+                .map(|name| self.sys.join("block").join(name));
+            left.extend(
+                parts
+                    .chain(holders)
+                    .filter_map(|member| read_number(&read(&member, "dev")?)),
+            );
         }
         family
     }
 
     fn partitions(&self, directory: &Path) -> Vec<String> {
-        names_in(directory).into_iter().filter(|name| directory.join(name).join("partition").exists()).collect()
+        names_in(directory)
+            .into_iter()
+            .filter(|name| directory.join(name).join("partition").exists())
+            .collect()
     }
 
     fn holders(&self, directory: &Path) -> BTreeSet<String> {
@@ -183,8 +226,13 @@ impl Sysfs {
 
     /// The kernel's name, as it is under /dev.
     fn name(&self, directory: &Path) -> String {
-        let base = directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        uevent(directory).remove("DEVNAME").unwrap_or_else(|| base.replace('!', "/"))
+        let base = directory
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        uevent(directory)
+            .remove("DEVNAME")
+            .unwrap_or_else(|| base.replace('!', "/"))
     }
 
     fn device(&self, name: &str) -> String {
@@ -204,7 +252,10 @@ impl Sysfs {
         let text = fs::read(self.udev.join(format!("b{}:{}", number.0, number.1))).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let pairs = text.lines().filter_map(|line| line.strip_prefix("E:")?.split_once('='));
-        pairs.filter(|(_, value)| !value.is_empty()).map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+        pairs
+            .filter(|(_, value)| !value.is_empty())
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect()
     }
 }
 
@@ -213,7 +264,11 @@ fn decode(text: &str) -> String {
     let mut parts = text.split("\\x");
     let mut decoded = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        match part.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok()).filter(u8::is_ascii) {
+        match part
+            .get(..2)
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok())
+            .filter(u8::is_ascii)
+        {
             Some(byte) => {
                 decoded.push(char::from(byte));
                 decoded.push_str(&part[2..]);
@@ -238,12 +293,20 @@ fn number_in(directory: &Path, file: &str) -> Option<u32> {
 
 fn uevent(directory: &Path) -> HashMap<String, String> {
     let text = read(directory, "uevent").unwrap_or_default();
-    text.lines().filter_map(|line| line.split_once('=')).map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+    text.lines()
+        .filter_map(|line| line.split_once('='))
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
 }
 
 fn names_in(directory: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
-    let mut names: Vec<_> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    let mut names: Vec<_> = entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
     names.sort();
     names
 }
@@ -294,7 +357,11 @@ mod tests {
             write(root, &format!("{directory}/dm/suspended"), "1");
         }
         write(root, "sys/devices/virtual/block/dm-0/holders/dm-1", "");
-        write(root, "udev/b8:16", "S:disk/by-id/x\nE:ID_SERIAL_SHORT=S1\nE:ID_MODEL_ENC=A\\x20whole\\x20model\\x20\\x20\n");
+        write(
+            root,
+            "udev/b8:16",
+            "S:disk/by-id/x\nE:ID_SERIAL_SHORT=S1\nE:ID_MODEL_ENC=A\\x20whole\\x20model\\x20\\x20\n",
+        );
         fs::create_dir_all(root.join("sys/dev/block")).expect("made");
         fs::create_dir_all(root.join("sys/block")).expect("made");
         for (link, target) in [
@@ -317,10 +384,19 @@ mod tests {
     fn a_disk_and_what_is_made_of_it() {
         let (_directory, sysfs) = host();
         let disk = sysfs.outline((8, 16)).expect("there");
-        assert_eq!((disk.device.as_str(), disk.size, disk.logical_sector), ("/dev/sdb", Bytes::gib(1), 4096));
+        assert_eq!(
+            (disk.device.as_str(), disk.size, disk.logical_sector),
+            ("/dev/sdb", Bytes::gib(1), 4096)
+        );
         assert_eq!(disk.kind, DeviceKind::Disk);
-        assert_eq!((disk.serial.as_deref(), disk.model.as_deref()), (Some("S1"), Some("A whole model")));
-        assert_eq!((disk.wwn.as_deref(), disk.rotational), (Some("naa.5000c500"), Some(true)));
+        assert_eq!(
+            (disk.serial.as_deref(), disk.model.as_deref()),
+            (Some("S1"), Some("A whole model"))
+        );
+        assert_eq!(
+            (disk.wwn.as_deref(), disk.rotational),
+            (Some("naa.5000c500"), Some(true))
+        );
         assert_eq!(disk.partitions, ["/dev/sdb1", "/dev/sdb2"]);
         assert_eq!(disk.holders, ["/dev/mapper/vg-a"]);
         let family = BTreeSet::from([(8, 16), (8, 17), (8, 18), (252, 0), (252, 1)]);
@@ -333,10 +409,20 @@ mod tests {
         let (_directory, sysfs) = host();
         let part = sysfs.outline((8, 17)).expect("there");
         let label = Some("EFI System Partition".to_owned());
-        assert_eq!(part.kind, DeviceKind::Partition { disk: "/dev/sdb".into(), label });
+        assert_eq!(
+            part.kind,
+            DeviceKind::Partition {
+                disk: "/dev/sdb".into(),
+                label
+            }
+        );
         assert!(part.read_only && part.size == Bytes::mib(1) && part.logical_sector == 4096);
         let volume = sysfs.outline((252, 0)).expect("there");
-        let kind = DeviceKind::DeviceMapper { name: "vg-a".into(), uuid: "LVM-abc".into(), suspended: true };
+        let kind = DeviceKind::DeviceMapper {
+            name: "vg-a".into(),
+            uuid: "LVM-abc".into(),
+            suspended: true,
+        };
         assert_eq!(volume.kind, kind);
         assert!(sysfs.outline((9, 9)).is_err());
         let disks: Vec<_> = sysfs.whole_disks().into_iter().map(|disk| disk.device).collect();

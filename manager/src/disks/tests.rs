@@ -18,15 +18,32 @@ impl Loop {
     fn new(size: u64) -> Option<Self> {
         let directory = tempfile::tempdir().ok()?;
         let path = directory.path().join("disk");
-        let file = fs::File::options().read(true).write(true).create(true).truncate(true).open(&path).ok()?;
+        let file = fs::File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path)
+            .ok()?;
         file.set_len(size).ok()?;
-        let output = Command::new("losetup").args(["-f", "--show"]).arg(&path).output().ok()?;
+        let output = Command::new("losetup")
+            .args(["-f", "--show"])
+            .arg(&path)
+            .output()
+            .ok()?;
         if !output.status.success() {
-            eprintln!("skipped: no loop device ({})", String::from_utf8_lossy(&output.stderr).trim());
+            eprintln!(
+                "skipped: no loop device ({})",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
             return None;
         }
         let device = String::from_utf8(output.stdout).ok()?.trim().to_owned();
-        Some(Self { device, file, _directory: directory })
+        Some(Self {
+            device,
+            file,
+            _directory: directory,
+        })
     }
 
     fn run(&self, program: &str, arguments: &[&str]) -> bool {
@@ -42,24 +59,37 @@ impl Drop for Loop {
 }
 
 fn asked(path: &str) -> Asked {
-    Asked { path: path.to_owned(), volume_group: "fast".to_owned(), allow_unstable_names: true }
+    Asked {
+        path: path.to_owned(),
+        volume_group: "fast".to_owned(),
+        allow_unstable_names: true,
+    }
 }
 
 async fn look(path: &str, lvm: State) -> Option<Result<Found, Absent>> {
-    let prober = Prober::new("/proc".into(), None).inspect_err(|error| eprintln!("skipped: {error}")).ok()?;
+    let prober = Prober::new("/proc".into(), None)
+        .inspect_err(|error| eprintln!("skipped: {error}"))
+        .ok()?;
     prober.look(vec![asked(path)], Arc::new(lvm)).await.pop()
 }
 
 async fn rejection(path: &str) -> Option<String> {
     match look(path, State::default()).await? {
-        Ok(found) => Some(found.verdict.rejection().unwrap_or_else(|| format!("{:?}", found.verdict))),
+        Ok(found) => Some(
+            found
+                .verdict
+                .rejection()
+                .unwrap_or_else(|| format!("{:?}", found.verdict)),
+        ),
         Err(absent) => Some(absent.to_string()),
     }
 }
 
 #[tokio::test]
 async fn nothing_and_no_device() {
-    let Some(text) = rejection("/dev/quarry-no-such-device").await else { return };
+    let Some(text) = rejection("/dev/quarry-no-such-device").await else {
+        return;
+    };
     assert!(text.contains("no such device"), "{text}");
     let text = rejection("/dev/null").await.expect("looked at");
     assert!(text.contains("not a block device"), "{text}");
@@ -68,13 +98,18 @@ async fn nothing_and_no_device() {
 #[tokio::test]
 async fn a_blank_disk_and_one_with_old_data_that_nothing_recognises() {
     let Some(disk) = Loop::new(64 << 20) else { return };
-    let Some(found) = look(&disk.device, State::default()).await else { return };
+    let Some(found) = look(&disk.device, State::default()).await else {
+        return;
+    };
     let found = found.expect("there");
     assert_eq!(found.verdict, Verdict::Blank, "{:?}", found.facts);
     assert_eq!(found.facts.size.0, 64 << 20);
     let noise: Vec<u8> = (0..1 << 20).map(|i: u32| i.to_le_bytes()[0] ^ 0x5a).collect();
     disk.file.write_all_at(&noise, 0).expect("written");
-    let found = look(&disk.device, State::default()).await.expect("looked at").expect("there");
+    let found = look(&disk.device, State::default())
+        .await
+        .expect("looked at")
+        .expect("there");
     assert_eq!(found.verdict, Verdict::Blank, "{:?}", found.facts);
 }
 
@@ -91,7 +126,9 @@ async fn what_is_carried_is_named_with_its_offset() {
             eprintln!("skipped: {program}");
             continue;
         }
-        let Some(text) = rejection(&disk.device).await else { return };
+        let Some(text) = rejection(&disk.device).await else {
+            return;
+        };
         for word in words.iter().chain(&["wipefs -a /dev/loop", "never overwrites"]) {
             assert!(text.contains(word), "{text:?} lacks {word:?}");
         }
@@ -102,16 +139,27 @@ async fn what_is_carried_is_named_with_its_offset() {
 async fn headers_that_the_kernel_does_not_use_here() {
     for (kind, offset, bytes) in [
         ("crypto_LUKS", 0_u64, &b"LUKS\xba\xbe\x00\x02"[..]),
-        ("bcache", 4096 + 24, &b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81"[..]),
+        (
+            "bcache",
+            4096 + 24,
+            &b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81"[..],
+        ),
         ("ceph_bluestore", 0, &b"bluestore block device"[..]),
         ("LVM2_member", 512, &b"LABELONE\x01\x00\x00\x00\x00\x00\x00\x00"[..]),
         (Signature::BACKUP_GPT, (64 << 20) - 512, &b"EFI PART"[..]),
     ] {
         let Some(disk) = Loop::new(64 << 20) else { return };
         disk.file.write_all_at(bytes, offset).expect("written");
-        let Some(found) = look(&disk.device, State::default()).await else { return };
+        let Some(found) = look(&disk.device, State::default()).await else {
+            return;
+        };
         let found = found.expect("there");
-        let kinds: Vec<_> = found.facts.signatures.iter().map(|signature| signature.kind.clone()).collect();
+        let kinds: Vec<_> = found
+            .facts
+            .signatures
+            .iter()
+            .map(|signature| signature.kind.clone())
+            .collect();
         // LUKS, bcache and LVM are recognised with a sound header only.
         if ["ceph_bluestore", Signature::BACKUP_GPT].contains(&kind) {
             assert!(kinds.contains(&kind.to_owned()), "{kind}: {:?}", found.facts);
@@ -123,17 +171,30 @@ async fn headers_that_the_kernel_does_not_use_here() {
 #[tokio::test]
 async fn a_disk_in_use_or_read_only() {
     let Some(disk) = Loop::new(320 << 20) else { return };
-    let held = fs::OpenOptions::new().read(true).custom_flags(O_EXCL).open(&disk.device).expect("claimed");
-    let Some(text) = rejection(&disk.device).await else { return };
+    let held = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(O_EXCL)
+        .open(&disk.device)
+        .expect("claimed");
+    let Some(text) = rejection(&disk.device).await else {
+        return;
+    };
     assert!(text.contains("in use by a program"), "{text}");
     drop(held);
     if disk.run("mkfs.ext4", &["-q"]) {
         let place = tempfile::tempdir().expect("made");
-        let mounted = Command::new("mount").arg(&disk.device).arg(place.path()).status().is_ok_and(|s| s.success());
+        let mounted = Command::new("mount")
+            .arg(&disk.device)
+            .arg(place.path())
+            .status()
+            .is_ok_and(|s| s.success());
         let text = rejection(&disk.device).await.expect("looked at");
         if mounted {
             let _ = Command::new("umount").arg(place.path()).status();
-            assert!(text.contains(&format!("mounted at {}", place.path().display())), "{text}");
+            assert!(
+                text.contains(&format!("mounted at {}", place.path().display())),
+                "{text}"
+            );
             assert!(!text.contains("cannot be named"), "{text}");
         }
     }
@@ -148,10 +209,20 @@ async fn a_disk_in_use_or_read_only() {
 #[tokio::test]
 async fn listed_twice_and_in_lvm() {
     let Some(disk) = Loop::new(64 << 20) else { return };
-    let Ok(prober) = Prober::new("/proc".into(), None) else { return };
-    let twice = prober.look(vec![asked(&disk.device), asked(&disk.device)], Arc::default()).await;
+    let Ok(prober) = Prober::new("/proc".into(), None) else {
+        return;
+    };
+    let twice = prober
+        .look(vec![asked(&disk.device), asked(&disk.device)], Arc::default())
+        .await;
     assert!(matches!(&twice[0], Ok(found) if found.verdict == Verdict::Blank));
-    let Ok(Found { verdict: Verdict::Rejected(reasons), .. }) = &twice[1] else { panic!("{twice:?}") };
+    let Ok(Found {
+        verdict: Verdict::Rejected(reasons),
+        ..
+    }) = &twice[1]
+    else {
+        panic!("{twice:?}")
+    };
     assert!(matches!(reasons.as_slice(), [Reason::ListedTwice { .. }]));
 
     let orphan = PhysicalVolume {
@@ -167,19 +238,32 @@ async fn listed_twice_and_in_lvm() {
         duplicate: false,
         metadata_size: quarry_crds::Bytes::ZERO,
     };
-    let lvm = State { orphans: vec![orphan], ..State::default() };
+    let lvm = State {
+        orphans: vec![orphan],
+        ..State::default()
+    };
     let found = look(&disk.device, lvm).await.expect("looked at").expect("there");
-    assert!(found.verdict.rejection().is_some_and(|text| text.contains("pvremove")), "{found:?}");
+    assert!(
+        found.verdict.rejection().is_some_and(|text| text.contains("pvremove")),
+        "{found:?}"
+    );
 }
 
 #[tokio::test]
 async fn the_disk_of_this_machine_is_never_blank() {
-    let Ok(mounts) = fs::read_to_string("/proc/1/mountinfo") else { return };
+    let Ok(mounts) = fs::read_to_string("/proc/1/mountinfo") else {
+        return;
+    };
     let source = mounts.lines().find(|line| line.split(' ').nth(4) == Some("/"));
-    let Some(device) = source.and_then(|line| line.split(" - ").nth(1)?.split(' ').nth(1)) else { return };
+    let Some(device) = source.and_then(|line| line.split(" - ").nth(1)?.split(' ').nth(1)) else {
+        return;
+    };
     if !device.starts_with("/dev/") {
         return;
     }
     let Some(text) = rejection(device).await else { return };
-    assert!(text.contains("mounted at /") || text.contains("no such device"), "{text}");
+    assert!(
+        text.contains("mounted at /") || text.contains("no such device"),
+        "{text}"
+    );
 }

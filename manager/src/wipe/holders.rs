@@ -13,22 +13,29 @@ use crate::disks::sysfs::read;
 const PROCESSES: usize = 5;
 
 /// Finds who has a device open, for people. Processes are looked for only where it is `open`.
-pub(super) fn find(
-    proc: &Path,
-    sys: &Path,
-    path: &Path,
-    number: (u32, u32),
-    volume: &str,
-    open: bool,
-) -> Vec<String> {
+pub(super) fn find(proc: &Path, sys: &Path, path: &Path, number: (u32, u32), volume: &str, open: bool) -> Vec<String> {
     let uses = Uses::read(proc);
     let this = BTreeSet::from([number]);
-    let mut found: Vec<String> = uses.mounts(&this).into_iter().map(|place| format!("mounted at {place}")).collect();
-    found.extend(uses.swaps(&this).into_iter().map(|device| format!("swap space on {device}")));
-    let directory = sys.join("dev/block").join(format!("{}:{}", number.0, number.1)).join("holders");
+    let mut found: Vec<String> = uses
+        .mounts(&this)
+        .into_iter()
+        .map(|place| format!("mounted at {place}"))
+        .collect();
+    found.extend(
+        uses.swaps(&this)
+            .into_iter()
+            .map(|device| format!("swap space on {device}")),
+    );
+    let directory = sys
+        .join("dev/block")
+        .join(format!("{}:{}", number.0, number.1))
+        .join("holders");
     for holder in names_in(&directory) {
         let name = read(&sys.join("block").join(&holder), "dm/name");
-        found.push(name.map_or_else(|| format!("device /dev/{holder}"), |name| format!("device /dev/mapper/{name}")));
+        found.push(name.map_or_else(
+            || format!("device /dev/{holder}"),
+            |name| format!("device /dev/mapper/{name}"),
+        ));
     }
     found.extend(loops(sys, path, number, volume));
     if found.is_empty() && open {
@@ -40,8 +47,13 @@ pub(super) fn find(
 /// Loop devices over it. Kubelet makes one over a path of its own for a raw block volume, with the volume's name in it.
 fn loops(sys: &Path, path: &Path, number: (u32, u32), volume: &str) -> Vec<String> {
     let mut found = Vec::new();
-    for name in names_in(&sys.join("block")).into_iter().filter(|name| name.starts_with("loop")) {
-        let Some(file) = read(&sys.join("block").join(&name), "loop/backing_file") else { continue };
+    for name in names_in(&sys.join("block"))
+        .into_iter()
+        .filter(|name| name.starts_with("loop"))
+    {
+        let Some(file) = read(&sys.join("block").join(&name), "loop/backing_file") else {
+            continue;
+        };
         let named = file.split('/').any(|part| part == volume) || Path::new(&file) == path;
         if named || is_device(Path::new(&file), number) {
             found.push(format!("loop device /dev/{name} over {file}"));
@@ -53,7 +65,10 @@ fn loops(sys: &Path, path: &Path, number: (u32, u32), volume: &str) -> Vec<Strin
 /// Processes that have it open, whatever they call it.
 fn processes(proc: &Path, number: (u32, u32)) -> Vec<String> {
     let mut found = Vec::new();
-    for process in names_in(proc).into_iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) {
+    for process in names_in(proc)
+        .into_iter()
+        .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
+    {
         let directory = proc.join(&process);
         let files = directory.join("fd");
         let opens = names_in(&files).into_iter().any(|file| {
@@ -77,8 +92,13 @@ fn is_device(path: &Path, number: (u32, u32)) -> bool {
 }
 
 fn names_in(directory: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
-    let mut names: Vec<_> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    let mut names: Vec<_> = entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
     names.sort();
     names
 }
@@ -92,8 +112,14 @@ mod tests {
         let directory = tempfile::tempdir().expect("made");
         let (proc, sys) = (directory.path().join("proc"), directory.path().join("sys"));
         for (name, file) in [
-            ("loop0", "/var/lib/kubelet/plugins/kubernetes.io/local-volume/volumeDevices/pvc-a/0c2f"),
-            ("loop1", "/var/lib/kubelet/plugins/kubernetes.io/local-volume/volumeDevices/pvc-ab/0c2f"),
+            (
+                "loop0",
+                "/var/lib/kubelet/plugins/kubernetes.io/local-volume/volumeDevices/pvc-a/0c2f",
+            ),
+            (
+                "loop1",
+                "/var/lib/kubelet/plugins/kubernetes.io/local-volume/volumeDevices/pvc-ab/0c2f",
+            ),
             ("sda", "pvc-a"),
         ] {
             let directory = sys.join("block").join(name).join("loop");
@@ -103,9 +129,16 @@ mod tests {
         let holders = sys.join("dev/block/252:7/holders");
         fs::create_dir_all(holders.join("dm-9")).expect("made");
         fs::create_dir_all(proc.join("1")).expect("made");
-        fs::write(proc.join("1/mountinfo"), "9 1 252:7 / /mnt/a rw - ext4 /dev/nothing rw\n").expect("written");
+        fs::write(
+            proc.join("1/mountinfo"),
+            "9 1 252:7 / /mnt/a rw - ext4 /dev/nothing rw\n",
+        )
+        .expect("written");
         let found = find(&proc, &sys, Path::new("/dev/vg/pvc-a"), (252, 7), "pvc-a", true);
         assert_eq!(found[..2], ["mounted at /mnt/a", "device /dev/dm-9"]);
-        assert!(found.len() == 3 && found[2].starts_with("loop device /dev/loop0 over"), "{found:?}");
+        assert!(
+            found.len() == 3 && found[2].starts_with("loop device /dev/loop0 over"),
+            "{found:?}"
+        );
     }
 }

@@ -20,7 +20,9 @@ impl Wiper for Eraser {
             let target = Target::of(&group, &volume);
             // Whoever stops waiting for this stops it, at the next piece.
             let cancel = CancellationToken::new();
-            Self::wipe_new(self, &target, tags.wipe, &cancel).await.map_err(|error| error.to_string())
+            Self::wipe_new(self, &target, tags.wipe, &cancel)
+                .await
+                .map_err(|error| error.to_string())
         }
         .boxed()
     }
@@ -33,7 +35,9 @@ impl Wiper for Eraser {
     ) -> BoxFuture<'_, Result<(), String>> {
         async move {
             let target = Target::of(&group, &volume);
-            Self::wipe_old(self, &target, tags.wipe).await.map_err(|error| error.to_string())
+            Self::wipe_old(self, &target, tags.wipe)
+                .await
+                .map_err(|error| error.to_string())
         }
         .boxed()
     }

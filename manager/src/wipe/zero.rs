@@ -34,7 +34,10 @@ pub(super) async fn whole(eraser: &Eraser, target: &Target, cancel: &Cancellatio
         if by_kernel {
             let words = ["-z", "-o", &done.to_string(), "-l", &length.to_string()].map(str::to_owned);
             let path = target.path.to_string_lossy().into_owned();
-            let output = eraser.blkdiscard.run_any("blkdiscard", words.into_iter().chain([path]).collect()).await?;
+            let output = eraser
+                .blkdiscard
+                .run_any("blkdiscard", words.into_iter().chain([path]).collect())
+                .await?;
             if output.code != 0 {
                 info!(path = %target.path.display(), error = output.stderr.trim(), "zeros are written one by one");
                 by_kernel = false;
@@ -70,7 +73,10 @@ async fn write(target: &Target, pieces: Vec<(u64, u64)>) -> Result<(), WipeError
     })
     .await;
     let result = result.unwrap_or_else(|error| Err(io::Error::other(error)));
-    result.map_err(|cause| WipeError::Io { path: target.path.clone(), cause })
+    result.map_err(|cause| WipeError::Io {
+        path: target.path.clone(),
+        cause,
+    })
 }
 
 fn write_zeros(file: &File, pieces: &[(u64, u64)]) -> io::Result<()> {
