@@ -5,7 +5,7 @@ CARGO ?= cargo
 CASES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit e2e cluster cluster-down image lint deny fmt crds clean bed
+.PHONY: help demo test unit e2e bench cluster cluster-down image lint deny fmt crds clean bed
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ unit: ## the tests that need no cluster
 
 e2e: bed ## the tests on a true cluster (root); some of them: make e2e CASES=keeps_data
 	$(CARGO) test -p quarry-e2e --test cluster -- $(CASES)
+
+bench: bed ## figures of the main path on a true cluster (root)
+	QUARRY_PROFILE=release $(CARGO) run -q -p quarry-e2e --bin bench
 
 cluster: ## bring up a cluster and say how to use it (root)
 	$(CARGO) run -q -p quarry-bed --bin bed -- up

@@ -133,7 +133,7 @@ impl Objects {
         let mut found = self.storages.state_filter(|storage| {
             storage.spec.volume_group == volume_group && storage.metadata.deletion_timestamp.is_none()
         });
-        found.sort_by(|a, b| age(a.as_ref()).cmp(&age(b.as_ref())));
+        found.sort_by_key(|storage| age(storage.as_ref()));
         found
     }
 

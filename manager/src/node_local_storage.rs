@@ -63,7 +63,7 @@ pub async fn follow_classes(context: &Context) -> Result<(), kube::Error> {
             failed = Some(error);
         }
     }
-    for storage in context.objects.storages.state_filter(|storage| is_made_by_us(storage)) {
+    for storage in context.objects.storages.state_filter(is_made_by_us) {
         if !wanted.contains_key(&storage.name_any())
             && storage.metadata.deletion_timestamp.is_none()
             && let Err(error) = remove(context, &storage).await

@@ -5,19 +5,20 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use kube::{Client, ResourceExt};
 use libtest_mimic::Trial;
-use quarry_bed::Node;
 use quarry_crds::NodeLocalStorage;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::runtime::Handle;
 
 use crate::bed::{Bed, NAMESPACE};
+use crate::lvm::blank;
 use crate::objects::{Claim, Class, PodSpec};
 
 /// The body of a case.
@@ -44,6 +45,7 @@ pub struct Test {
     /// Its namespace; its classes begin with the same word.
     pub name: String,
     classes: Mutex<Vec<String>>,
+    begun: Timestamp,
 }
 
 /// Makes a trial of a case.
@@ -51,27 +53,27 @@ pub struct Test {
 pub fn trial((name, body): Case, bed: Option<Arc<Bed>>, runtime: Handle) -> Trial {
     Trial::test(name, move || {
         let bed = bed.ok_or("the cluster is not up")?;
-        let test = Test {
-            bed,
-            name: name.replace('_', "-"),
-            classes: Mutex::default(),
-        };
+        let test = Test::new(bed, &name.replace('_', "-"));
         let result = runtime.block_on(test.run(body));
         result.map_err(|error| format!("{error:?}").into())
     })
 }
 
 impl Test {
+    /// A test of that name, in a namespace of that name.
+    #[must_use]
+    pub fn new(bed: Arc<Bed>, name: &str) -> Self {
+        Self {
+            bed,
+            name: name.to_owned(),
+            classes: Mutex::default(),
+            begun: Timestamp::now(),
+        }
+    }
+
     async fn run(&self, body: Body) -> Result<()> {
         let begun = Instant::now();
-        self.clean().await.context("before the test")?;
-        let namespaces: Api<Namespace> = Api::all(self.client());
-        namespaces
-            .create(
-                &PostParams::default(),
-                &serde_json::from_value(json!({"metadata": {"name": self.name}}))?,
-            )
-            .await?;
+        self.begin().await?;
         let result = body(self).await;
         let told = match &result {
             Ok(()) => String::new(),
@@ -80,9 +82,29 @@ impl Test {
         if result.is_err() && std::env::var_os("QUARRY_KEEP").is_some() {
             return result.with_context(|| told);
         }
-        let cleaned = self.clean().await.context("after the test");
+        let cleaned = self.end().await;
         println!("   {} took {:.1} s", self.name, begun.elapsed().as_secs_f64());
         result.with_context(|| told).and(cleaned)
+    }
+
+    /// Makes the namespace; nothing of a former run is left.
+    ///
+    /// # Errors
+    /// Something of a former run could not be removed.
+    pub async fn begin(&self) -> Result<()> {
+        self.clean().await.context("before the test")?;
+        let namespaces: Api<Namespace> = Api::all(self.client());
+        let namespace = serde_json::from_value(json!({"metadata": {"name": self.name}}))?;
+        namespaces.create(&PostParams::default(), &namespace).await?;
+        Ok(())
+    }
+
+    /// Removes everything that was made.
+    ///
+    /// # Errors
+    /// Something could not be removed.
+    pub async fn end(&self) -> Result<()> {
+        self.clean().await.context("after the test")
     }
 
     /// A client with all rights.
@@ -287,7 +309,10 @@ impl Test {
         let list = events.list(&ListParams::default()).await?;
         let of = |event: &Event| {
             let regarding = event.regarding.clone().unwrap_or_default();
-            regarding.kind.as_deref() == Some(kind) && regarding.name.as_deref() == Some(name)
+            // Events outlive their objects: those of a former run are not meant.
+            let made = event.metadata.creation_timestamp.as_ref().map(|time| time.0);
+            let now = made.is_none_or(|made| made + SignedDuration::from_secs(2) > self.begun);
+            now && regarding.kind.as_deref() == Some(kind) && regarding.name.as_deref() == Some(name)
         };
         Ok(list
             .items
@@ -342,49 +367,6 @@ impl Test {
         }
     }
 
-    /// LVM's own report of a node: rows of `vgs`, `lvs` or `pvs` with these columns.
-    ///
-    /// # Errors
-    /// The command failed.
-    pub async fn lvm(&self, node: &str, command: &str, columns: &str) -> Result<Vec<Value>> {
-        let argv = [
-            command,
-            "--reportformat",
-            "json",
-            "--units",
-            "b",
-            "--nosuffix",
-            "-o",
-            columns,
-        ];
-        let text = self.bed.node(node)?.run_ok(argv).await?;
-        let report: Value = serde_json::from_str(&text)?;
-        let kind = command.trim_end_matches('s');
-        Ok(report["report"][0][kind].as_array().cloned().unwrap_or_default())
-    }
-
-    /// The logical volume of that name on a node: its row.
-    ///
-    /// # Errors
-    /// The command failed.
-    pub async fn logical_volume(&self, node: &str, name: &str) -> Result<Option<Value>> {
-        let rows = self.lvm(node, "lvs", "lv_name,vg_name,lv_size,lv_uuid,lv_tags").await?;
-        Ok(rows.into_iter().find(|row| row["lv_name"] == name))
-    }
-
-    /// Free bytes of a volume group on a node, by LVM's own word.
-    ///
-    /// # Errors
-    /// There is none.
-    pub async fn free_on(&self, node: &str, group: &str) -> Result<u64> {
-        let rows = self.lvm(node, "vgs", "vg_name,vg_free").await?;
-        let row = rows
-            .iter()
-            .find(|row| row["vg_name"] == group)
-            .context("no such volume group")?;
-        Ok(row["vg_free"].as_str().unwrap_or_default().parse()?)
-    }
-
     /// The pods of a DaemonSet of ours, by node.
     ///
     /// # Errors
@@ -402,7 +384,8 @@ impl Test {
             .with_context(|| format!("no pod of {app} on {node}"))
     }
 
-    async fn tell(&self) -> String {
+    /// How things stand, for whoever looks into a failure.
+    pub async fn tell(&self) -> String {
         let mut told = String::new();
         for arguments in [
             vec!["get", "nls", "-o", "wide"],
@@ -481,26 +464,6 @@ impl Test {
         }
         Ok(())
     }
-}
-
-/// Makes every data disk of a node blank.
-///
-/// # Errors
-/// A disk is in use.
-pub async fn blank(node: &Node) -> Result<()> {
-    let groups = node.run_ok(["vgs", "--noheadings", "-o", "vg_uuid"]).await?;
-    for uuid in groups.split_whitespace() {
-        node.run(["vgremove", "-f", "-y", "--select", &format!("vg_uuid={uuid}")])
-            .await?;
-    }
-    for disk in node.disks() {
-        let there = node.run(["test", "-b", &disk.id]).await?;
-        if there.status == 0 {
-            let wiped = node.run(["wipefs", "-q", "-a", "-f", &disk.id]).await?;
-            ensure!(wiped.status == 0, "{}: {}", disk.id, wiped.stderr);
-        }
-    }
-    Ok(())
 }
 
 fn of_class(volume: &PersistentVolume) -> Option<&str> {

@@ -4,8 +4,7 @@ use libtest_mimic::{Arguments, Trial};
 use quarry_e2e::bed::Bed;
 use quarry_e2e::test::{Case, trial};
 use quarry_e2e::{
-    bad_claims, bad_disks, bad_parameters, bad_requests, capacity, deletion, figures, groups, main_path, outages,
-    placement,
+    bad_claims, bad_disks, bad_parameters, bad_requests, capacity, deletion, groups, main_path, outages, placement,
 };
 
 fn main() -> anyhow::Result<()> {
@@ -23,7 +22,6 @@ fn main() -> anyhow::Result<()> {
         bad_disks::CASES,
         bad_requests::CASES,
         outages::CASES,
-        figures::CASES,
     ]
     .concat();
     let runtime = tokio::runtime::Runtime::new()?;

@@ -1,4 +1,0 @@
-//! (being written)
-
-/// The cases.
-pub const CASES: &[crate::test::Case] = &[];

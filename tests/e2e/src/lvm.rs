@@ -1,0 +1,72 @@
+//! LVM on the nodes, by its own word and not by ours.
+
+use anyhow::{Context, Result, ensure};
+use quarry_bed::Node;
+use serde_json::Value;
+
+use crate::test::Test;
+
+impl Test {
+    /// LVM's own report of a node: rows of `vgs`, `lvs` or `pvs` with these columns.
+    ///
+    /// # Errors
+    /// The command failed.
+    pub async fn lvm(&self, node: &str, command: &str, columns: &str) -> Result<Vec<Value>> {
+        let argv = [
+            command,
+            "--reportformat",
+            "json",
+            "--units",
+            "b",
+            "--nosuffix",
+            "-o",
+            columns,
+        ];
+        let text = self.bed.node(node)?.run_ok(argv).await?;
+        let report: Value = serde_json::from_str(&text)?;
+        let kind = command.trim_end_matches('s');
+        Ok(report["report"][0][kind].as_array().cloned().unwrap_or_default())
+    }
+
+    /// The logical volume of that name on a node: its row.
+    ///
+    /// # Errors
+    /// The command failed.
+    pub async fn logical_volume(&self, node: &str, name: &str) -> Result<Option<Value>> {
+        let rows = self.lvm(node, "lvs", "lv_name,vg_name,lv_size,lv_uuid,lv_tags").await?;
+        Ok(rows.into_iter().find(|row| row["lv_name"] == name))
+    }
+
+    /// Free bytes of a volume group on a node, by LVM's own word.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn free_on(&self, node: &str, group: &str) -> Result<u64> {
+        let rows = self.lvm(node, "vgs", "vg_name,vg_free").await?;
+        let row = rows
+            .iter()
+            .find(|row| row["vg_name"] == group)
+            .context("no such volume group")?;
+        Ok(row["vg_free"].as_str().unwrap_or_default().parse()?)
+    }
+}
+
+/// Makes every data disk of a node blank.
+///
+/// # Errors
+/// A disk is in use.
+pub async fn blank(node: &Node) -> Result<()> {
+    let groups = node.run_ok(["vgs", "--noheadings", "-o", "vg_uuid"]).await?;
+    for uuid in groups.split_whitespace() {
+        node.run(["vgremove", "-f", "-y", "--select", &format!("vg_uuid={uuid}")])
+            .await?;
+    }
+    for disk in node.disks() {
+        let there = node.run(["test", "-b", &disk.id]).await?;
+        if there.status == 0 {
+            let wiped = node.run(["wipefs", "-q", "-a", "-f", &disk.id]).await?;
+            ensure!(wiped.status == 0, "{}: {}", disk.id, wiped.stderr);
+        }
+    }
+    Ok(())
+}
