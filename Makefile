@@ -3,9 +3,11 @@
 CARGO ?= cargo
 # Cases of the tests on the cluster, by parts of their names; all of them where none is given.
 CASES ?=
+# The version of cargo-deny that deny.toml is written for.
+CARGO_DENY := 0.20.2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit e2e bench cluster cluster-down image lint deny fmt crds clean bed
+.PHONY: help demo test unit breaks e2e bench cluster cluster-down image lint deny fmt crds clean bed
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,10 +15,13 @@ help: ## this list
 demo: bed ## bring up a cluster with Quarry and show what it does (root)
 	$(CARGO) run -q -p quarry-e2e --bin demo
 
-test: unit e2e ## every test
+test: unit breaks e2e ## every test
 
 unit: ## the tests that need no cluster
 	$(CARGO) test --workspace --exclude quarry-e2e
+
+breaks: bed ## the test of the cluster itself: breaks it in every way (root)
+	$(CARGO) test -p quarry-bed --test breaks -- --ignored --test-threads=1
 
 e2e: bed ## the tests on a true cluster (root); some of them: make e2e CASES=keeps_data
 	$(CARGO) test -p quarry-e2e --test cluster -- $(CASES)
@@ -38,12 +43,9 @@ lint: deny ## formatting, clippy, dependencies, and whether deploy/base/crd.yaml
 	$(CARGO) clippy -q --workspace --all-targets -- -D warnings
 	$(CARGO) test -q -p quarry-crds --lib the_definition_that_is_shipped_is_the_one_of_this_code
 
-deny: ## licences, sources and doubles of dependencies, where cargo-deny is installed: cargo install --locked cargo-deny
-	@if $(CARGO) deny --version >/dev/null 2>&1; then \
-		$(CARGO) deny --locked --log-level warn check licenses bans sources; \
-	else \
-		echo "cargo-deny is not installed, so deny.toml is not checked"; \
-	fi
+deny: ## licences, sources and doubles of dependencies; installs cargo-deny where it is missing (some minutes, once)
+	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked -q cargo-deny@$(CARGO_DENY)
+	$(CARGO) deny --locked --log-level warn check licenses bans sources
 
 fmt: ## format the code
 	$(CARGO) fmt --all

@@ -206,3 +206,22 @@ proptest! {
         let _ = ClassParameters::of(&class(&[("nodes", &nodes)]));
     }
 }
+
+#[test]
+fn the_example_classes_are_valid() {
+    let mut read = 0;
+    for file in [
+        include_str!("../../deploy/examples/storage-class.yaml"),
+        include_str!("../../deploy/examples/storage-class-xfs.yaml"),
+        include_str!("../../deploy/examples/storage-class-by-label.yaml"),
+        include_str!("../../deploy/examples/storage-classes-sharing.yaml"),
+        include_str!("../../deploy/examples/block-retain.yaml"),
+    ] {
+        for document in file.split("\n---").filter(|document| document.contains("kind: StorageClass")) {
+            let class: StorageClass = serde_saphyr::from_str(document).expect("a class");
+            ClassParameters::of(&class).expect("valid");
+            read += 1;
+        }
+    }
+    assert!(read >= 6, "{read} classes");
+}

@@ -84,7 +84,9 @@ async fn remove(our: &OurVolume, volume: &PersistentVolume, context: &Context) -
                 group.name
             )));
         };
-        let holders = context.wiper.holders(group.clone(), logical.clone()).await;
+        // Whether it is open may have changed since it was read, so holders are looked for in any case.
+        let asked = LogicalVolume { open: None, ..logical.clone() };
+        let holders = context.wiper.holders(group.clone(), asked).await;
         if !holders.is_empty() {
             return Err(DeleteError::Held(format!(
                 "{}/{name} is in use: {}",

@@ -76,6 +76,7 @@ impl Groups {
 pub async fn pass(context: &Context) -> Result<(), GroupError> {
     let _one = context.groups.one.lock().await;
     node_local_storage::follow_classes(context).await?;
+    restore_returned(context).await;
     let state = context.inventory.get();
     let names: BTreeSet<String> = context
         .objects
@@ -132,6 +133,19 @@ fn by_age(context: &Context, names: &BTreeSet<String>) -> Vec<Arc<NodeLocalStora
         .iter()
         .flat_map(|name| context.objects.storages_of(name))
         .collect()
+}
+
+/// Disks that were missing while their group was changed and are back: LVM goes on taking them for missing until told.
+async fn restore_returned(context: &Context) {
+    for group in context.inventory.get().groups.iter().filter(|group| tags::is_ours(&group.tags)) {
+        for pv in group.physical_volumes.iter().filter(|pv| pv.missing && pv.device.is_some()) {
+            tracing::info!(volume_group = group.name, physical_volume = pv.uuid, "a disk is back");
+            match context.lvm.restore_physical_volume(group.reference(), pv.uuid.clone()).await {
+                Ok(done) => context.inventory.set(done.state),
+                Err(error) => tracing::warn!(volume_group = group.name, %error, "it was not taken up again"),
+            }
+        }
+    }
 }
 
 /// What is known about a group.

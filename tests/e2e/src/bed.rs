@@ -40,6 +40,8 @@ impl Bed {
             async {
                 Cluster::up(Options {
                     name,
+                    // What a former run left must not decide how this one ends.
+                    fresh: std::env::var_os("CI").is_some(),
                     ..Options::default()
                 })
                 .await
