@@ -94,6 +94,10 @@ impl Test {
     pub async fn begin(&self) -> Result<()> {
         self.clean().await.context("before the test")?;
         let namespaces: Api<Namespace> = Api::all(self.client());
+        self.wait("the namespace of a former run is gone", PATIENCE, || async {
+            Ok(namespaces.get_opt(&self.name).await?.is_none().then_some(()))
+        })
+        .await?;
         let namespace = serde_json::from_value(json!({"metadata": {"name": self.name}}))?;
         namespaces.create(&PostParams::default(), &namespace).await?;
         Ok(())
@@ -427,8 +431,14 @@ impl Test {
             self.pods()
                 .delete_collection(&DeleteParams::default().grace_period(0), &ListParams::default())
                 .await?;
-            self.wait("the namespace is gone", PATIENCE, || async {
-                Ok(namespaces.get_opt(&self.name).await?.is_none().then_some(()))
+            self.claims()
+                .delete_collection(&DeleteParams::default(), &ListParams::default())
+                .await?;
+            // The namespace itself takes a while longer, for which nobody waits.
+            self.wait("pods and claims are gone", PATIENCE, || async {
+                let pods = self.pods().list(&ListParams::default()).await?.items;
+                let claims = self.claims().list(&ListParams::default()).await?.items;
+                Ok((pods.is_empty() && claims.is_empty()).then_some(()))
             })
             .await?;
         }
