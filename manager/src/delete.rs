@@ -85,7 +85,10 @@ async fn remove(our: &OurVolume, volume: &PersistentVolume, context: &Context) -
             )));
         };
         // Whether it is open may have changed since it was read, so holders are looked for in any case.
-        let asked = LogicalVolume { open: None, ..logical.clone() };
+        let asked = LogicalVolume {
+            open: None,
+            ..logical.clone()
+        };
         let holders = context.wiper.holders(group.clone(), asked).await;
         if !holders.is_empty() {
             return Err(DeleteError::Held(format!(
@@ -101,6 +104,7 @@ async fn remove(our: &OurVolume, volume: &PersistentVolume, context: &Context) -
             .map_err(|error| DeleteError::Wipe(format!("{}/{name}", group.name), error))?;
         let done = context.lvm.remove_volume(group.reference_to(logical)).await?;
         context.inventory.set(done.state);
+        context.metrics.removed();
         return Ok(());
     }
     // Not there as far as we know: only a fresh and full reading of a whole group is proof.
@@ -168,17 +172,17 @@ async fn release(volume: &PersistentVolume, context: &Context) -> Result<(), Del
     }
 }
 
-/// Says on the volume why it is still there, and when it is tried again.
+/// Failures that are said only when they last: kubelet lets go of a volume some seconds after its claim is gone.
+const SAID_AFTER: Duration = Duration::from_secs(4);
+
+/// Says on the volume why it is still there.
 pub fn failed(volume: Arc<PersistentVolume>, error: &DeleteError, context: Arc<Context>, delay: Duration) {
-    let note = format!(
-        "node {}: {error}; tried again in {} s",
-        context.node,
-        delay.as_secs().max(1)
-    );
-    if matches!(error, DeleteError::Api(_)) {
-        tracing::warn!(volume = volume.name_any(), %error, "not removed yet");
+    let passing = matches!(error, DeleteError::Held(_) | DeleteError::Remove(_)) && delay < SAID_AFTER;
+    if passing || matches!(error, DeleteError::Api(_)) {
+        tracing::info!(volume = volume.name_any(), %error, "not removed yet");
         return;
     }
+    let note = format!("node {}: {error}; it is tried again", context.node);
     tokio::spawn(async move {
         context
             .events

@@ -371,22 +371,13 @@ pub fn namespace(claim: &PersistentVolumeClaim) -> String {
     claim.metadata.namespace.clone().unwrap_or_default()
 }
 
-/// Says on the claim why it is not served yet, and when it is tried again.
-pub fn failed(
-    claim: Arc<PersistentVolumeClaim>,
-    error: &ProvisionError,
-    context: Arc<Context>,
-    delay: std::time::Duration,
-) {
+/// Says on the claim why it is not served yet.
+pub fn failed(claim: Arc<PersistentVolumeClaim>, error: &ProvisionError, context: Arc<Context>) {
     if matches!(error, ProvisionError::Api(_) | ProvisionError::Publish(_)) {
         tracing::warn!(claim = claim.name_any(), %error, "not served yet");
         return;
     }
-    let note = format!(
-        "node {}: {error}; tried again here in {} s",
-        context.node,
-        delay.as_secs().max(1)
-    );
+    let note = format!("node {}: {error}; it is tried again here", context.node);
     tokio::spawn(async move {
         context
             .events

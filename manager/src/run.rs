@@ -234,7 +234,7 @@ impl Controllers {
                 move |claim, error, context| {
                     context.metrics.failed("claim");
                     let delay = claim_retry.delay(&ObjectRef::from_obj(&*claim).to_string());
-                    provision::failed(claim, error, context, delay);
+                    provision::failed(claim, error, context);
                     controller::Action::requeue(delay)
                 },
                 context.clone(),
