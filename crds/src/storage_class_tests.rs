@@ -217,7 +217,10 @@ fn the_example_classes_are_valid() {
         include_str!("../../deploy/examples/storage-classes-sharing.yaml"),
         include_str!("../../deploy/examples/block-retain.yaml"),
     ] {
-        for document in file.split("\n---").filter(|document| document.contains("kind: StorageClass")) {
+        for document in file
+            .split("\n---")
+            .filter(|document| document.contains("kind: StorageClass"))
+        {
             let class: StorageClass = serde_saphyr::from_str(document).expect("a class");
             ClassParameters::of(&class).expect("valid");
             read += 1;

@@ -17,7 +17,6 @@ use quarry_crds::volume_group::{DiskStanding, findings};
 use quarry_crds::{Extents, NodeLocalStorage, conditions};
 use quarry_process::events::Saying;
 use serde_json::json;
-use tokio::sync::Notify;
 
 use crate::context::{Context, Objects, Probed};
 use crate::lvm::{State, VolumeGroup};
@@ -29,7 +28,7 @@ const DEBOUNCE: Duration = Duration::from_millis(250);
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs a pass whenever something changed: an object, a disk, LVM. At most one a second.
-pub async fn keep_true(context: Arc<Context>, changed: Arc<Notify>, shutdown: Shutdown) {
+pub async fn keep_true(context: Arc<Context>, shutdown: Shutdown) {
     let mut lvm = context.inventory.changes();
     let mut failures = 0_u32;
     loop {
@@ -49,7 +48,7 @@ pub async fn keep_true(context: Arc<Context>, changed: Arc<Notify>, shutdown: Sh
         tokio::time::sleep(INTERVAL.saturating_sub(DEBOUNCE)).await;
         tokio::select! {
             () = shutdown.wait() => return,
-            () = changed.notified() => {}
+            () = context.changed.notified() => {}
             _ = lvm.changed() => {}
             () = again => {}
         }

@@ -11,6 +11,7 @@ use quarry_crds::tags::VolumeTags;
 use quarry_crds::volume_group::ListedDisk;
 use quarry_crds::{Bytes, NodeLocalStorage};
 use quarry_process::events::Events;
+use tokio::sync::Notify;
 
 use crate::inventory::Inventory;
 use crate::lvm::{LogicalVolume, Lvm, State, VolumeGroup};
@@ -95,6 +96,8 @@ pub struct Context {
     pub ready_tags: ReadyTags,
     /// How the volume groups stood at the last pass.
     pub groups: Groups,
+    /// Notified where a pass over the node is due.
+    pub changed: Arc<Notify>,
     /// The objects that this node watches.
     pub objects: Objects,
 }

@@ -47,7 +47,11 @@ pub async fn reconcile(volume: Arc<PersistentVolume>, context: Arc<Context>) -> 
     };
     match disposal(&volume) {
         Disposal::Keep => mark_ready(&our, &volume, &context),
-        Disposal::Release => release(&volume, &context).await?,
+        Disposal::Release => {
+            release(&volume, &context).await?;
+            // What it holds is known to nobody else now, and is to be published as reserved.
+            context.changed.notify_one();
+        }
         Disposal::Remove => {
             remove(&our, &volume, &context).await?;
             delete_object(&volume, &context).await?;

@@ -85,11 +85,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         metrics,
         ready_tags,
         groups: Groups::default(),
+        changed,
         objects,
     });
     tracing::info!(node = args.node_name, "running");
     tokio::select! {
-        () = controllers.run(context, changed, args.concurrency, shutdown) => {}
+        () = controllers.run(context, args.concurrency, shutdown) => {}
         served = admin => served.context("the admin server ended")?.context("the admin port cannot be served")?,
     }
     // What LVM is doing is done to its end; nothing new begins.
@@ -210,7 +211,7 @@ where
 }
 
 impl Controllers {
-    async fn run(self, context: Arc<Context>, changed: Arc<Notify>, concurrency: u16, shutdown: Shutdown) {
+    async fn run(self, context: Arc<Context>, concurrency: u16, shutdown: Shutdown) {
         let config = controller::Config::default().concurrency(concurrency);
         let claim_retry = Retry::default();
         let volume_retry = Retry::default();
@@ -267,10 +268,7 @@ impl Controllers {
         let passes = async {
             if filled(&self.objects, &self.ready).await {
                 let leftovers = leftovers::keep_away(context.clone(), shutdown.clone());
-                tokio::join!(
-                    capacity::keep_true(context.clone(), changed, shutdown.clone()),
-                    leftovers
-                );
+                tokio::join!(capacity::keep_true(context.clone(), shutdown.clone()), leftovers);
             }
         };
         tokio::select! {

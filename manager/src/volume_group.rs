@@ -137,10 +137,24 @@ fn by_age(context: &Context, names: &BTreeSet<String>) -> Vec<Arc<NodeLocalStora
 
 /// Disks that were missing while their group was changed and are back: LVM goes on taking them for missing until told.
 async fn restore_returned(context: &Context) {
-    for group in context.inventory.get().groups.iter().filter(|group| tags::is_ours(&group.tags)) {
-        for pv in group.physical_volumes.iter().filter(|pv| pv.missing && pv.device.is_some()) {
+    for group in context
+        .inventory
+        .get()
+        .groups
+        .iter()
+        .filter(|group| tags::is_ours(&group.tags))
+    {
+        for pv in group
+            .physical_volumes
+            .iter()
+            .filter(|pv| pv.missing && pv.device.is_some())
+        {
             tracing::info!(volume_group = group.name, physical_volume = pv.uuid, "a disk is back");
-            match context.lvm.restore_physical_volume(group.reference(), pv.uuid.clone()).await {
+            match context
+                .lvm
+                .restore_physical_volume(group.reference(), pv.uuid.clone())
+                .await
+            {
                 Ok(done) => context.inventory.set(done.state),
                 Err(error) => tracing::warn!(volume_group = group.name, %error, "it was not taken up again"),
             }

@@ -223,12 +223,12 @@ async fn group_taken_down_on_request(test: &Test) -> Result<()> {
         Ok(test.lvm("node1", "vgs", "vg_name").await?.is_empty().then_some(()))
     })
     .await?;
-    let left = test
-        .bed
-        .node("node1")?
-        .run(["blkid", "-p", &test.bed.disk(1, 0)?])
-        .await?;
-    ensure!(left.status == 2, "the disk is blank again: {}", left.stdout);
+    let disk = test.bed.disk(1, 0)?;
+    test.wait("the disk is blank again", PATIENCE, || async {
+        let left = test.bed.node("node1")?.run(["blkid", "-p", &disk]).await?;
+        Ok((left.status == 2).then_some(()))
+    })
+    .await?;
     Ok(())
 }
 
