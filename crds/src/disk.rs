@@ -110,9 +110,13 @@ pub fn judge(facts: &DiskFacts, wanted: Wanted<'_>) -> Verdict {
         }
     }
     reasons.extend(unfit(facts));
-    let uses = in_use(facts);
+    let mut uses = in_use(facts);
     // Of a disk that is in use by something known, what it carries is no news, and how to wipe it the wrong advice.
     let known = uses.iter().any(|reason| !matches!(reason, Reason::NotExclusive(_)));
+    if matches!(facts.membership, Some(Membership::Group { .. })) {
+        // Those are the volumes of the other group, which cannot be listed instead.
+        uses.retain(|reason| !matches!(reason, Reason::Holders(_)));
+    }
     reasons.extend(uses);
     if !known {
         reasons.extend(carried(facts));

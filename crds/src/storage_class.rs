@@ -266,7 +266,7 @@ impl ClassParameters {
             let origin = if given.contains_key("volumeGroup") {
                 ""
             } else {
-                " (the name of the class)"
+                " (the name of the class; the parameter volumeGroup gives it another)"
             };
             reader.error("volumeGroup", format!("{volume_group:?}{origin} {error}"));
         }

@@ -224,7 +224,7 @@ async fn bad_classes_make_nothing(test: &Test) -> Result<()> {
         &[
             "InvalidStorageClass",
             "parameters.volumeGroup",
-            "(the name of the class)",
+            "(the name of the class; the parameter volumeGroup gives it another)",
         ],
     )
     .await?;
