@@ -240,7 +240,7 @@ async fn spoil(test: &Test) -> Result<Vec<Unfit>> {
             &["no such device", "attach the disk", "/dev/disk/by-id"],
         )
         .missing(),
-        Unfit::new("no-disk", "node3", "/dev/null", &["not a block device", "lsblk"]).missing(),
+        Unfit::new("no-disk", "node3", "/dev/null", &["not a block device", "lsblk"]),
         Unfit::new(
             "foreign-pv",
             "node2",
