@@ -53,8 +53,15 @@ pub async fn reconcile(volume: Arc<PersistentVolume>, context: Arc<Context>) -> 
             context.changed.notify_one();
         }
         Disposal::Remove => {
-            remove(&our, &volume, &context).await?;
-            delete_object(&volume, &context).await?;
+            // The watch can lag behind somebody who wants to keep it after all.
+            let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
+            let live = volumes.get_opt(&volume.name_any()).await?;
+            let Some(live) = live.filter(|live| live.uid() == volume.uid() && disposal(live) == Disposal::Remove)
+            else {
+                return Ok(Action::await_change());
+            };
+            remove(&our, &live, &context).await?;
+            delete_object(&live, &context).await?;
         }
     }
     Ok(Action::await_change())

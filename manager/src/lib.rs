@@ -9,6 +9,8 @@ pub mod capacity;
 pub mod context;
 pub mod delete;
 pub mod disks;
+#[cfg(test)]
+mod fake_api;
 pub mod immediate;
 pub mod inventory;
 pub mod leftovers;
@@ -17,6 +19,8 @@ pub mod metrics;
 pub mod node_local_storage;
 pub mod provision;
 pub mod ready_tags;
+#[cfg(test)]
+mod reconcile_tests;
 pub mod retry;
 pub mod run;
 pub mod uevent;

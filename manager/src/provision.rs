@@ -106,6 +106,13 @@ async fn serve(
         return Ok(Action::await_change());
     }
     let begun = Instant::now();
+    // The watch can lag behind: what is there was perhaps handed out already, and must not be wiped again then.
+    if let Some((group, volume)) = find(&context.inventory.get(), &name)
+        && is_handed_out(&provision.request.uid, context).await?
+    {
+        context.ready_tags.mark(group.reference_to(volume));
+        return Ok(Action::await_change());
+    }
     let (group, volume) = match find_or_create(provision, class, context).await? {
         Ok(found) => found,
         Err(no_volume) => return give_back(claim, provision, no_volume, context).await,
@@ -217,6 +224,11 @@ async fn find_or_create(
         // LVM refused and nothing was made: a disk that does not answer, for example. Another node may do better.
         Err(error @ CreateVolumeError::Refused(_)) => no_volume(format!("{asked} asked; {error}")),
         Err(CreateVolumeError::Incomplete { volume, cause }) => {
+            // It may also have been there before, unknown to the inventory.
+            if is_handed_out(&request.uid, context).await? {
+                context.inventory.refresh().await?;
+                return Err(ProvisionError::Create(CreateVolumeError::Incomplete { volume, cause }));
+            }
             tracing::warn!(%cause, volume = volume.name, "made, but not as it should be; removed again");
             remove(&group, &volume, context).await?;
             no_volume(format!("{asked} asked; {cause}"))
@@ -268,8 +280,9 @@ async fn give_back(
         tracing::warn!(%incomplete, "LVM sees only a part; the claim is kept");
         return Ok(Action::requeue(std::time::Duration::from_secs(5)));
     }
-    if let Some((group, volume)) = find(&state, &volume_name(&provision.request.uid)) {
-        remove(group, volume, context).await?;
+    if find(&state, &volume_name(&provision.request.uid)).is_some() {
+        // Seen only now: whose it is, and whether it was handed out, is to be looked at first.
+        return Ok(Action::requeue(std::time::Duration::from_millis(200)));
     }
     volume_group::publish(context, &no_volume.volume_group).await?;
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &namespace(claim));
@@ -311,21 +324,34 @@ async fn create_persistent_volume(
     match volumes.create(&PostParams::default(), volume).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_already_exists() => {
-            let there = volumes.get(&volume.name_any()).await?;
-            let of = there
-                .spec
-                .as_ref()
-                .and_then(|spec| spec.claim_ref.as_ref()?.uid.as_deref());
-            if of == Some(claim_uid) && persistent_volume::ours(&there).is_some_and(|ours| ours.node == context.node) {
-                return Ok(());
-            }
-            let name = volume.name_any();
-            Err(ProvisionError::NameTaken(format!(
-                "PersistentVolume {name} exists and is of something else; delete it"
-            )))
+            check_same(&volumes.get(&volume.name_any()).await?, claim_uid, context)
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether the PersistentVolume of a claim exists; the API server itself is asked.
+async fn is_handed_out(claim_uid: &str, context: &Context) -> Result<bool, ProvisionError> {
+    let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
+    let Some(there) = volumes.get_opt(&volume_name(claim_uid)).await? else {
+        return Ok(false);
+    };
+    check_same(&there, claim_uid, context).map(|()| true)
+}
+
+/// Whether a PersistentVolume that has the name of ours is ours: made for that claim, on this node.
+fn check_same(there: &PersistentVolume, claim_uid: &str, context: &Context) -> Result<(), ProvisionError> {
+    let of = there
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.claim_ref.as_ref()?.uid.as_deref());
+    if of == Some(claim_uid) && persistent_volume::ours(there).is_some_and(|ours| ours.node == context.node) {
+        return Ok(());
+    }
+    let name = there.name_any();
+    Err(ProvisionError::NameTaken(format!(
+        "PersistentVolume {name} exists and is of something else; delete it"
+    )))
 }
 
 /// Removes a volume that was never handed out.
