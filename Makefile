@@ -15,7 +15,7 @@ help: ## this list
 demo: bed ## bring up a cluster with Quarry and show what it does (root)
 	$(CARGO) run -q -p quarry-e2e --bin demo
 
-test: unit breaks e2e ## every test
+test: unit e2e ## every test of Quarry; `make breaks` is the test of the cluster itself
 
 unit: ## the tests that need no cluster
 	$(CARGO) test --workspace --exclude quarry-e2e
