@@ -1,5 +1,7 @@
 //! LVM on the nodes, by its own word and not by ours.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 use quarry_bed::Node;
 use serde_json::Value;
@@ -56,10 +58,30 @@ impl Test {
 /// # Errors
 /// A disk is in use.
 pub async fn blank(node: &Node) -> Result<()> {
-    let groups = node.run_ok(["vgs", "--noheadings", "-o", "vg_uuid"]).await?;
-    for uuid in groups.split_whitespace() {
-        node.run(["vgremove", "-f", "-y", "--select", &format!("vg_uuid={uuid}")])
-            .await?;
+    // kubelet lets go of a volume some seconds after its pod is gone; wiping the disk under it would leave its device behind.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let mut refused = String::new();
+        for uuid in node
+            .run_ok(["vgs", "--noheadings", "-o", "vg_uuid"])
+            .await?
+            .split_whitespace()
+        {
+            let removed = node
+                .run(["vgremove", "-f", "-y", "--select", &format!("vg_uuid={uuid}")])
+                .await?;
+            refused.push_str(&removed.stderr);
+        }
+        if node
+            .run_ok(["vgs", "--noheadings", "-o", "vg_uuid"])
+            .await?
+            .trim()
+            .is_empty()
+        {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "a volume group cannot be removed: {refused}");
+        tokio::time::sleep(Duration::from_millis(500)).await;
     }
     for disk in node.disks() {
         let there = node.run(["test", "-b", &disk.id]).await?;
