@@ -5,13 +5,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
-use kube::{Resource, ResourceExt};
+use kube::{Client, Resource, ResourceExt};
 use quarry_crds::capacity::reserved;
 use quarry_crds::names::{FIELD_MANAGER, claim_uid_of_volume};
-use quarry_crds::node_local_storage::{DiskStatus, GroupFigures, NodeLocalStorageStatus, condition, phase};
+use quarry_crds::node_local_storage::{
+    DiskStatus, GroupFigures, NodeLocalStorageStatus, VolumeGroupStatus, condition, phase,
+};
 use quarry_crds::tags::VolumeTags;
 use quarry_crds::volume_group::{DiskStanding, findings};
 use quarry_crds::{Extents, NodeLocalStorage, conditions};
@@ -26,6 +29,11 @@ use crate::volume_group::{self, View, is_metadata_low};
 const DEBOUNCE: Duration = Duration::from_millis(250);
 /// There is at most one write in this time, of each object.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// The extender has seen new figures by then.
+const WAKE_AFTER: Duration = Duration::from_millis(500);
+/// On a node: when its free local storage grew last.
+const SPACE_ANNOTATION: &str = "quarry.dev/space-returned";
 
 /// Runs a pass whenever something changed: an object, a disk, LVM. At most one a second.
 pub async fn keep_true(context: Arc<Context>, shutdown: Shutdown) {
@@ -79,14 +87,44 @@ pub async fn publish(context: &Context, storage: &NodeLocalStorage) -> Result<()
     });
     let api: Api<NodeLocalStorage> = Api::all(context.client.clone());
     let params = PatchParams::apply(FIELD_MANAGER).force();
+    let grew = has_grown(storage, &status);
     match api
         .patch_status(&storage.name_any(), &params, &Patch::Apply(&object))
         .await
     {
-        Ok(_) => Ok(()),
+        Ok(_) => {
+            if grew {
+                tokio::spawn(wake_waiting_pods(context.client.clone(), context.node.clone()));
+            }
+            Ok(())
+        }
         // Deleted with its class in the meantime.
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+/// Whether more is free than was published before.
+fn has_grown(storage: &NodeLocalStorage, new: &NodeLocalStorageStatus) -> bool {
+    let figures = |status: &NodeLocalStorageStatus| status.volume_group.as_ref().and_then(VolumeGroupStatus::figures);
+    match (storage.status.as_ref().and_then(figures), figures(new)) {
+        (Some(old), Some(new)) => new.free > old.free || new.reserved < old.reserved,
+        (None, new) => new.is_some(),
+        (Some(_), None) => false,
+    }
+}
+
+/// Touches this node, which makes kube-scheduler look again at pods that an extender refused. It knows nothing of a
+/// NodeLocalStorage, and where it was woken by the deletion of a volume it may have asked before the extender saw that.
+async fn wake_waiting_pods(client: Client, node: String) {
+    tokio::time::sleep(WAKE_AFTER).await;
+    let patch = json!({"metadata": {"annotations": {SPACE_ANNOTATION: Timestamp::now().to_string()}}});
+    let nodes: Api<Node> = Api::all(client);
+    if let Err(error) = nodes
+        .patch_metadata(&node, &PatchParams::default(), &Patch::Merge(patch))
+        .await
+    {
+        tracing::warn!(%error, "waiting pods were not woken");
     }
 }
 
