@@ -1,7 +1,8 @@
-# The images of Quarry, two final targets: `manager` and `extender`.
+# The images of Quarry, two final targets: `manager` and `extender`; and `plugin`, which is kubectl-quarry as a file.
 #
 #   docker build --target manager  -t quarry-manager  .     everything from source, for amd64 and arm64
 #   docker build --target extender -t quarry-extender .
+#   docker build --target plugin   --output . .
 #
 # With --build-arg BINARIES=prebuilt the programs are taken from target/dist/<architecture>/, where `bed image` puts them.
 ARG BINARIES=source
@@ -25,11 +26,12 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
     case "$TARGETARCH" in amd64) triple=x86_64-unknown-linux-gnu ;; arm64) triple=aarch64-unknown-linux-gnu ;; *) exit 1 ;; esac; \
     rustup target add "$triple" && \
     cargo build --release --locked --target "$triple" -p quarry-manager -p quarry-extender && \
-    install -D -t /dist "target/$triple/release/quarry-manager" "target/$triple/release/quarry-extender"
+    install -D -t /dist "target/$triple/release/quarry-manager" "target/$triple/release/quarry-extender" \
+        "target/$triple/release/kubectl-quarry"
 
 FROM scratch AS prebuilt
 ARG TARGETARCH
-COPY target/dist/$TARGETARCH/quarry-manager target/dist/$TARGETARCH/quarry-extender /dist/
+COPY target/dist/$TARGETARCH/ /dist/
 
 FROM $BINARIES AS binaries
 
@@ -49,6 +51,9 @@ COPY manager/lvm.conf /etc/quarry/lvm/lvm.conf
 ENV LVM_SYSTEM_DIR=/etc/quarry/lvm LVM_SUPPRESS_FD_WARNINGS=1 LC_ALL=C
 COPY --from=binaries /dist/quarry-manager /usr/local/bin/quarry-manager
 ENTRYPOINT ["/usr/local/bin/quarry-manager"]
+
+FROM scratch AS plugin
+COPY --from=binaries /dist/kubectl-quarry /
 
 FROM scratch AS extender
 COPY --from=binaries /dist/quarry-extender /usr/local/bin/quarry-extender

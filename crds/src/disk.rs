@@ -30,6 +30,9 @@ pub struct Wanted<'a> {
     pub volume_group: &'a str,
     /// Whether a kernel name such as /dev/sdb will do.
     pub allow_unstable_names: bool,
+    /// Size in bytes of a logical sector of that volume group's disks, where there is such a group: LVM refuses a group of
+    /// several sizes (`devices/allow_mixed_block_sizes` of lvm.conf(5)), for a file system would not survive `pvmove`.
+    pub group_sector: Option<u32>,
 }
 
 /// The decision.
@@ -118,8 +121,15 @@ pub fn judge(facts: &DiskFacts, wanted: Wanted<'_>) -> Verdict {
         uses.retain(|reason| !matches!(reason, Reason::Holders(_)));
     }
     reasons.extend(uses);
-    if !known {
+    if known {
+        reasons.extend(facts.unread.iter().map(|problem| Reason::NotProbed(problem.clone())));
+    } else {
         reasons.extend(carried(facts));
+    }
+    let told = |signature: &&Signature| known || is_of_lvm(signature, facts);
+    let plainly: Vec<Signature> = each_kind_once(&facts.signatures).filter(told).cloned().collect();
+    if !plainly.is_empty() {
+        reasons.push(Reason::Carries(plainly));
     }
     if reasons.is_empty() {
         Verdict::Blank
@@ -199,22 +209,28 @@ fn in_use(facts: &DiskFacts) -> Vec<Reason> {
     reasons
 }
 
-/// What it carries.
+/// What it carries that has to be wiped by a person first.
 fn carried(facts: &DiskFacts) -> Vec<Reason> {
-    let mut reasons: Vec<Reason> = Vec::new();
-    let mut kinds = BTreeSet::new();
-    for signature in &facts.signatures {
-        // LVM's own label is said better above, where LVM knows it; some kinds, such as ZFS, are written many times.
-        if (signature.kind == "LVM2_member" && facts.membership.is_some()) || !kinds.insert(&signature.kind) {
-            continue;
-        }
-        reasons.push(Reason::Signature {
+    let wiped = each_kind_once(&facts.signatures).filter(|signature| !is_of_lvm(signature, facts));
+    let mut reasons: Vec<Reason> = wiped
+        .map(|signature| Reason::Signature {
             signature: signature.clone(),
             device: facts.asked.clone(),
-        });
-    }
+        })
+        .collect();
     reasons.extend(facts.unread.iter().map(|problem| Reason::NotProbed(problem.clone())));
     reasons
+}
+
+/// LVM's own label, where LVM knows the disk: what to do about it is said with what LVM says.
+fn is_of_lvm(signature: &Signature, facts: &DiskFacts) -> bool {
+    signature.kind == "LVM2_member" && facts.membership.is_some()
+}
+
+/// Some kinds, such as ZFS, are written many times.
+fn each_kind_once(signatures: &[Signature]) -> impl Iterator<Item = &Signature> {
+    let mut kinds = BTreeSet::new();
+    signatures.iter().filter(move |signature| kinds.insert(&signature.kind))
 }
 
 /// Decides about a list of disks: each alone, and then all but the first of those that are one disk.
@@ -244,7 +260,29 @@ pub fn judge_all(disks: &[(DiskFacts, Wanted<'_>)]) -> Vec<Verdict> {
         }
         verdicts.push(verdict);
     }
+    one_sector_size(disks, &mut verdicts);
     verdicts
+}
+
+/// Of the blank disks for a volume group, those whose sectors are of another size than the group's are refused; where there
+/// is no group yet, it gets that of the first.
+fn one_sector_size(disks: &[(DiskFacts, Wanted<'_>)], verdicts: &mut [Verdict]) {
+    let mut sizes: BTreeMap<&str, u32> = BTreeMap::new();
+    for ((facts, wanted), verdict) in disks.iter().zip(verdicts) {
+        if *verdict != Verdict::Blank {
+            continue;
+        }
+        let size = *sizes
+            .entry(wanted.volume_group)
+            .or_insert(wanted.group_sector.unwrap_or(facts.logical_sector));
+        if size != facts.logical_sector {
+            *verdict = Verdict::Rejected(vec![Reason::OtherSectorSize {
+                sector: facts.logical_sector,
+                volume_group: wanted.volume_group.to_owned(),
+                group_sector: size,
+            }]);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -36,6 +36,20 @@ pub const VOLUME_GROUP_ANNOTATION: &str = "quarry.dev/volume-group";
 /// Annotation on PersistentVolumes: the UUID of the volume group, under which capacity is accounted.
 pub const VOLUME_GROUP_UUID_ANNOTATION: &str = "quarry.dev/volume-group-uuid";
 
+/// Annotation on PersistentVolumes: the machine-id (machine-id(5)) of the machine that the volume was made on.
+pub const MACHINE_ID_ANNOTATION: &str = "quarry.dev/machine-id";
+/// Annotation that a user puts on a claim: what to do when the node of its volume is gone for good.
+pub const LOST_NODE_ANNOTATION: &str = "quarry.dev/lost-node";
+/// Value of [`LOST_NODE_ANNOTATION`]: the claim is deleted, so that whoever made it can make it anew elsewhere.
+pub const DELETE_CLAIM: &str = "delete-claim";
+/// Annotation on claims: the node that a claim waited for when that node was found to be gone. It tells people, and its
+/// coming wakes kube-scheduler once more.
+pub const NODE_GONE_ANNOTATION: &str = "quarry.dev/node-gone";
+/// Annotation that an administrator puts on a NodeLocalStorage: the UUID of a volume group that will not come back.
+pub const LOST_GROUP_ANNOTATION: &str = "quarry.dev/lost-volume-group";
+/// Taint with which kubelet may register its node; the manager takes it off once volumes are active and published.
+pub const STARTUP_TAINT: &str = "quarry.dev/agent-not-ready";
+
 /// Longest name that we give a volume group: leaves room for `pvc-<uid>` in a device-mapper name.
 pub const VOLUME_GROUP_NAME_MAX: usize = 60;
 

@@ -40,6 +40,12 @@ use crate::quantity;
         priority = 1
     ),
     printcolumn(
+        name = "MDA-Free",
+        type_ = "string",
+        json_path = ".status.volumeGroup.metadataFree",
+        priority = 1
+    ),
+    printcolumn(
         name = "Message",
         type_ = "string",
         json_path = r#".status.conditions[?(@.type=="Ready")].message"#,
@@ -82,7 +88,7 @@ pub struct NodeLocalStorageSpec {
 #[serde(rename_all = "camelCase")]
 pub struct SpecDisk {
     /// Path of a block device under /dev that follows the disk, such as one in /dev/disk/by-id.
-    #[x_kube(validation = Rule::new("self.startsWith('/dev/') && !self.contains('/../') && !self.contains('//')")
+    #[x_kube(validation = Rule::new(r"self.matches(r'^/dev(/[A-Za-z0-9+_.:=@#%,~\\-]+)+$') && !self.matches(r'/[.]{1,2}(/|$)')")
         .message("path must be a plain path under /dev, for example /dev/disk/by-id/nvme-A"))]
     #[schemars(length(min = 6, max = 255))]
     pub path: String,
@@ -99,10 +105,14 @@ pub struct NodeLocalStorageStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["path".into()]))]
     pub disks: Vec<DiskStatus>,
+    /// The machine-id (machine-id(5)) of the machine on which the volume group was seen last: another machine may have
+    /// the name of this node later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_id: Option<String>,
     /// Number of logical volumes of Quarry in the volume group.
     #[serde(default)]
     pub volumes: i64,
-    /// Ready, DisksAccepted, VolumeGroupReady, Degraded.
+    /// Ready, DisksAccepted, VolumeGroupReady, Degraded, OrphanVolumes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -161,9 +171,9 @@ pub struct DiskStatus {
     /// What is free on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub free: Option<String>,
-    /// Claimed (in the volume group), Blank (about to be), Rejected or Missing.
+    /// Claimed (in the volume group), Failing (in it, and reading it fails), Blank (about to be), Rejected or Missing.
     pub phase: String,
-    /// Why, where it is Rejected or Missing, and what to do about it.
+    /// Why, where it is Failing, Rejected or Missing, and what to do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -172,11 +182,13 @@ pub struct DiskStatus {
 pub mod phase {
     /// It is part of the volume group.
     pub const CLAIMED: &str = "Claimed";
+    /// It is part of the volume group, and reading it fails or takes too long: no new volume is made on it.
+    pub const FAILING: &str = "Failing";
     /// It is fit, and about to become part of the volume group.
     pub const BLANK: &str = "Blank";
     /// It is refused, and has not been touched.
     pub const REJECTED: &str = "Rejected";
-    /// It is not there.
+    /// It is not there, or does not answer.
     pub const MISSING: &str = "Missing";
 }
 
@@ -190,7 +202,21 @@ pub mod condition {
     pub const VOLUME_GROUP_READY: &str = "VolumeGroupReady";
     /// Something is lost or impaired that was there before, such as a disk.
     pub const DEGRADED: &str = "Degraded";
+    /// There are logical volumes of Quarry without PersistentVolume and claim.
+    pub const ORPHAN_VOLUMES: &str = "OrphanVolumes";
+
+    /// The status that a condition has where all is well.
+    #[must_use]
+    pub fn good(kind: &str) -> &'static str {
+        match kind {
+            DEGRADED | ORPHAN_VOLUMES => "False",
+            _ => "True",
+        }
+    }
 }
+
+/// Reason of [`condition::READY`] being False: LVM's metadata area has no room for another volume.
+pub const METADATA_FULL: &str = "MetadataFull";
 
 /// The figures of a volume group, read back from a status.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -248,14 +274,26 @@ impl NodeLocalStorage {
     /// Whether volumes can be made here: the condition Ready is True.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        let conditions = self
-            .status
-            .as_ref()
-            .map(|status| status.conditions.as_slice())
-            .unwrap_or_default();
-        conditions
-            .iter()
-            .any(|c| c.type_ == condition::READY && c.status == "True")
+        self.status.as_ref().is_some_and(NodeLocalStorageStatus::is_ready)
+    }
+
+    /// Whether no volumes can be made here because LVM's metadata area has no room for one more.
+    #[must_use]
+    pub fn is_metadata_full(&self) -> bool {
+        let ready = self.status.as_ref().and_then(NodeLocalStorageStatus::ready);
+        ready.is_some_and(|ready| ready.status == "False" && ready.reason == METADATA_FULL)
+    }
+}
+
+impl NodeLocalStorageStatus {
+    /// Whether volumes can be made here: the condition Ready is True.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.ready().is_some_and(|ready| ready.status == "True")
+    }
+
+    fn ready(&self) -> Option<&Condition> {
+        self.conditions.iter().find(|c| c.type_ == condition::READY)
     }
 }
 

@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use crate::claim::{ClaimRequest, VolumeMode};
 use crate::extents::Bytes;
 use crate::names::{
-    HOSTNAME_LABEL, NODE_ANNOTATION, NODE_LABEL, PROVISIONED_BY, PROVISIONER, VOLUME_FINALIZER,
+    HOSTNAME_LABEL, MACHINE_ID_ANNOTATION, NODE_ANNOTATION, NODE_LABEL, PROVISIONED_BY, PROVISIONER, VOLUME_FINALIZER,
     VOLUME_GROUP_ANNOTATION, VOLUME_GROUP_UUID_ANNOTATION, claim_uid_of_volume, device_path, volume_name,
 };
 use crate::storage_class::FsType;
@@ -30,6 +30,8 @@ pub struct Placed<'a> {
     pub volume_group: &'a str,
     /// LVM's UUID of the volume group.
     pub volume_group_uuid: &'a str,
+    /// machine-id of the machine, where it is known.
+    pub machine: Option<&'a str>,
     /// Real size of the logical volume: whole extents, at least what was asked.
     pub size: Bytes,
 }
@@ -46,18 +48,21 @@ pub fn build(
     let name = volume_name(&request.uid);
     let path = device_path(placed.volume_group, &name);
     let annotations = [
-        (PROVISIONED_BY, PROVISIONER),
-        (NODE_ANNOTATION, placed.node),
-        (VOLUME_GROUP_ANNOTATION, placed.volume_group),
-        (VOLUME_GROUP_UUID_ANNOTATION, placed.volume_group_uuid),
+        Some((PROVISIONED_BY, PROVISIONER)),
+        Some((NODE_ANNOTATION, placed.node)),
+        Some((VOLUME_GROUP_ANNOTATION, placed.volume_group)),
+        Some((VOLUME_GROUP_UUID_ANNOTATION, placed.volume_group_uuid)),
+        placed.machine.map(|machine| (MACHINE_ID_ANNOTATION, machine)),
     ];
     PersistentVolume {
         metadata: ObjectMeta {
             name: Some(name),
             annotations: Some(
                 annotations
+                    .into_iter()
+                    .flatten()
                     .map(|(key, value)| (key.to_owned(), value.to_owned()))
-                    .into(),
+                    .collect(),
             ),
             labels: Some(BTreeMap::from([(NODE_LABEL.to_owned(), labels::value(placed.node))])),
             finalizers: Some(vec![VOLUME_FINALIZER.to_owned()]),
@@ -119,6 +124,8 @@ pub struct OurVolume {
     pub volume_group: String,
     /// LVM's UUID of its volume group.
     pub volume_group_uuid: String,
+    /// machine-id of the machine that it was made on, where that is known.
+    pub machine: Option<String>,
     /// Its size.
     pub size: Bytes,
 }
@@ -135,6 +142,7 @@ pub fn ours(volume: &PersistentVolume) -> Option<OurVolume> {
         node: annotation(NODE_ANNOTATION)?.clone(),
         volume_group: annotation(VOLUME_GROUP_ANNOTATION)?.clone(),
         volume_group_uuid: annotation(VOLUME_GROUP_UUID_ANNOTATION)?.clone(),
+        machine: annotation(MACHINE_ID_ANNOTATION).cloned(),
         size: quantity::parse(&volume.spec.as_ref()?.capacity.as_ref()?.get("storage")?.0).ok()?,
     })
 }
@@ -207,6 +215,7 @@ mod tests {
             hostname: "w1.example",
             volume_group: "fast",
             volume_group_uuid: "vg-1",
+            machine: Some("0123"),
             size: Bytes::mib(1028),
         };
         build(
@@ -228,7 +237,8 @@ mod tests {
                 "metadata": {
                     "name": "pvc-u-1",
                     "annotations": {"pv.kubernetes.io/provisioned-by": "lvm.quarry.dev", "quarry.dev/node": "w1",
-                        "quarry.dev/volume-group": "fast", "quarry.dev/volume-group-uuid": "vg-1"},
+                        "quarry.dev/volume-group": "fast", "quarry.dev/volume-group-uuid": "vg-1",
+                        "quarry.dev/machine-id": "0123"},
                     "labels": {"quarry.dev/node": "w1"},
                     "finalizers": ["quarry.dev/logical-volume"],
                 },

@@ -1,8 +1,8 @@
 //! Kubernetes quantities as exact bytes.
 //!
 //! Grammar: k8s.io/apimachinery `api/resource/quantity.go`: a decimal number with a binary suffix (Ki … Ei), a decimal
-//! suffix (n, u, m, k, M, G, T, P, E) or a decimal exponent (e3, E-2). Fractions finer than nano are rounded up there,
-//! and whole bytes are rounded up here: a claim never gets less than it asked for.
+//! suffix (n, u, m, k, M, G, T, P, E) or a decimal exponent (e3, E-2). A part of a byte is rounded up: a claim never gets
+//! less than it asked for.
 
 use thiserror::Error;
 
@@ -55,21 +55,23 @@ pub fn parse(text: &str) -> Result<Bytes, QuantityError> {
         digits if digits.len() > 30 => return Err(too_large()),
         digits => digits.parse().map_err(|_| syntax())?,
     };
-    let bytes = scale.apply(whole, nanos(fraction)).ok_or_else(too_large)?;
+    let bytes = scale.apply(whole, fraction).ok_or_else(too_large)?;
     match u64::try_from(bytes) {
         Ok(bytes) if bytes <= i64::MAX.unsigned_abs() => Ok(Bytes(bytes)),
         _ => Err(too_large()),
     }
 }
 
-const NANO: u128 = 1_000_000_000;
-
-/// A decimal fraction in billionths, rounded up as Kubernetes does.
-fn nanos(fraction: &str) -> u128 {
-    let digit = |index: usize| u128::from(fraction.as_bytes().get(index).map_or(0, |b| b - b'0'));
-    let kept = (0..9).fold(0, |sum, index| sum * 10 + digit(index));
-    let finer = fraction.bytes().skip(9).any(|b| b != b'0');
-    kept + u128::from(finer)
+/// A decimal fraction times `factor`, rounded up to whole bytes; exact, however many digits it has. Kubernetes multiplies
+/// before it rounds, too.
+fn times(fraction: &str, factor: u128) -> u128 {
+    let mut rest = false;
+    let whole = fraction.bytes().rev().fold(0, |carry, digit| {
+        let sum = u128::from(digit - b'0') * factor + carry;
+        rest |= !sum.is_multiple_of(10);
+        sum / 10
+    });
+    whole + u128::from(rest)
 }
 
 /// What a suffix multiplies or divides by.
@@ -85,7 +87,7 @@ impl Scale {
         let power = |exponent: u32| Self::Times(10_u128.pow(exponent));
         Some(match suffix {
             "" => Self::Times(1),
-            "n" => Self::DividedBy(NANO),
+            "n" => Self::DividedBy(1_000_000_000),
             "u" => Self::DividedBy(1_000_000),
             "m" => Self::DividedBy(1000),
             "k" => power(3),
@@ -116,15 +118,12 @@ impl Scale {
         })
     }
 
-    /// `whole` units and `nanos` billionths of one, scaled and rounded up; `None` where it is too large.
-    fn apply(&self, whole: u128, nanos: u128) -> Option<u128> {
+    /// `whole` units and a decimal fraction of one, scaled and rounded up; `None` where it is too large.
+    fn apply(&self, whole: u128, fraction: &str) -> Option<u128> {
         match *self {
-            Self::Times(factor) => {
-                let part = nanos.checked_mul(factor)?.div_ceil(NANO);
-                whole.checked_mul(factor)?.checked_add(part)
-            }
+            Self::Times(factor) => whole.checked_mul(factor)?.checked_add(times(fraction, factor)),
             Self::DividedBy(divisor) => {
-                let more = !whole.is_multiple_of(divisor) || nanos != 0;
+                let more = !whole.is_multiple_of(divisor) || fraction.bytes().any(|digit| digit != b'0');
                 Some(whole / divisor + u128::from(more))
             }
             Self::Beyond => None,
@@ -163,6 +162,20 @@ mod tests {
             ("9223372036854775807", i64::MAX.unsigned_abs()),
             ("-0", 0),
             ("0e99", 0),
+        ] {
+            assert_eq!(parse(text), Ok(Bytes(bytes)), "{text}");
+        }
+    }
+
+    /// Found by fuzzing: rounded to billionths before it was multiplied, such a size came out up to 1 GB too large.
+    #[test]
+    fn a_fraction_of_many_digits_is_exact() {
+        for (text, bytes) in [
+            (".9999900000999990000099990000099997Ti", 1099500632770),
+            ("0.0000000001Ei", 115292151),
+            ("0.0000000001E", 100_000_000),
+            ("1.0000000000000000000000000000000000000001", 2),
+            ("0.00000000000000000000000000000000000000000000001Ei", 1),
         ] {
             assert_eq!(parse(text), Ok(Bytes(bytes)), "{text}");
         }

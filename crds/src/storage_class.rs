@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use crate::labels;
 use crate::names::{PROVISIONER, check_volume_group_name};
+use crate::tags::Wipe;
 
 /// The checked parameters of a class.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +30,8 @@ pub struct ClassParameters {
     pub scoring: Scoring,
     /// Whether kernel names such as `/dev/sdb`, which can belong to another disk after a reboot, are accepted.
     pub allow_unstable_names: bool,
+    /// What becomes of the data of a volume that is deleted.
+    pub wipe: Wipe,
     /// What becomes of the volume group once no class names it and no volume is left in it.
     pub volume_group_policy: VolumeGroupPolicy,
 }
@@ -224,13 +227,14 @@ pub struct ParameterErrors(pub Vec<ParameterError>);
 
 /// Keys that mean the file system; the second is what CSI drivers call it.
 const FS_TYPE_KEYS: [&str; 2] = ["fsType", "csi.storage.k8s.io/fstype"];
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 9] = [
     "nodes",
     "volumeGroup",
     FS_TYPE_KEYS[0],
     FS_TYPE_KEYS[1],
     "layout",
     "scoring",
+    "wipe",
     "allowUnstableNames",
     "volumeGroupPolicy",
 ];
@@ -273,6 +277,7 @@ impl ClassParameters {
         let fs_type = reader.fs_type();
         let layout = reader.choice("layout", Layout::from_text, Layout::VALUES);
         let scoring = reader.choice("scoring", Scoring::from_text, Scoring::VALUES);
+        let wipe = reader.choice("wipe", Wipe::from_text, Wipe::VALUES);
         let policy = reader.choice(
             "volumeGroupPolicy",
             VolumeGroupPolicy::from_text,
@@ -293,6 +298,7 @@ impl ClassParameters {
             layout,
             scoring,
             allow_unstable_names: unstable,
+            wipe,
             volume_group_policy: policy,
         })
     }

@@ -195,7 +195,90 @@ fn a_class_name_that_cannot_name_a_group_asks_for_the_parameter() {
     assert!(text.contains("the name of the class"), "{text}");
 }
 
+/// What could be read as an option by a command, or leads out of /dev.
+const HOSTILE_DISKS: [&str; 22] = [
+    "",
+    "-",
+    "--config=devices{dir=\"/\"}",
+    "-f /dev/sda",
+    "sda",
+    "/",
+    "/dev",
+    "/dev/",
+    "/etc/passwd",
+    "/dev/..",
+    "/dev/../etc/passwd",
+    "/dev/disk/by-id/../../sda",
+    "/dev/./sda",
+    "/dev//sda",
+    "/dev/sda/",
+    "/devices/sda",
+    "//dev/sda",
+    " /dev/sda",
+    "/dev/sda --force",
+    "/dev/sda\n/dev/sdb",
+    "/dev/$(reboot)",
+    "/dev/sd\u{0}a",
+];
+
+#[test]
+fn no_disk_is_an_option_or_leads_out_of_dev() {
+    for path in HOSTILE_DISKS {
+        assert!(check_disk_path(path).is_err(), "{path:?}");
+        let nodes = serde_json::json!([{"names": ["a"], "disks": [path]}]).to_string();
+        let text = errors(&[("nodes", &nodes)]);
+        assert!(text.contains("parameters.nodes[0].disks[0]"), "{path:?}: {text}");
+        let nodes = serde_json::json!([{"names": ["a"], "disks": [{"path": path}]}]).to_string();
+        assert!(!errors(&[("nodes", &nodes)]).is_empty(), "{path:?}");
+    }
+}
+
+#[test]
+fn no_other_parameter_is_an_option_or_a_path() {
+    for text in [
+        "-f", "--force", "..", ".", "../etc", "a/b", "a b", "a,b", "a\n", "", "mapper",
+    ] {
+        assert!(
+            errors(&[("nodes", NODES), ("volumeGroup", text)]).contains("volumeGroup"),
+            "{text:?}"
+        );
+    }
+    for key in [
+        "fsType",
+        "csi.storage.k8s.io/fstype",
+        "layout",
+        "scoring",
+        "volumeGroupPolicy",
+        "allowUnstableNames",
+    ] {
+        for text in ["-F", "ext4 -F", "ext4,rw", "--config=x", "../ext4", "", "\n", "EXT4"] {
+            assert!(errors(&[("nodes", NODES), (key, text)]).contains(key), "{key} {text:?}");
+        }
+    }
+}
+
 proptest! {
+    /// Whatever passes is below /dev as it stands, and one plain word.
+    #[test]
+    fn a_path_that_passes_is_below_dev(path in r#"(/dev)?(/|\.\.|\.|-|sda|by-id|[\PC]){0,8}"#) {
+        if check_disk_path(&path).is_ok() {
+            let parts: Vec<&str> = path.split('/').collect();
+            prop_assert_eq!(&parts[..2], &["", "dev"]);
+            prop_assert!(parts.len() > 2);
+            prop_assert!(parts[2..].iter().all(|part| !["", ".", ".."].contains(part)));
+            let plain = path.chars().all(|c| c.is_ascii_graphic() && !"'\"`$;|&<>(){}[]*?!".contains(c));
+            prop_assert!(plain, "{:?}", path);
+        }
+    }
+
+    #[test]
+    fn a_group_that_passes_is_one_name(name in "[-./ a-z0-9+_\\PC]{0,8}") {
+        if crate::names::check_volume_group_name(&name).is_ok() {
+            let one = !name.starts_with('-') && !name.contains(['/', ' ']) && name != "." && name != "..";
+            prop_assert!(one, "{:?}", name);
+        }
+    }
+
     #[test]
     fn never_panics(nodes in "\\PC*", key in "\\PC*", value in "\\PC*") {
         let _ = ClassParameters::of(&class(&[("nodes", &nodes), (&key, &value)]));

@@ -6,6 +6,8 @@
 
 use thiserror::Error;
 
+use crate::claim::VolumeMode;
+
 /// The tag of every volume group and logical volume of this version of the tags.
 pub const VERSION_TAG: &str = "quarry.version=1";
 /// What the version tag starts with, whatever the version.
@@ -42,30 +44,58 @@ tag_value! {
         Creating = "creating",
         /// Wiped, and its PersistentVolume exists or existed.
         Ready = "ready",
-        /// To be wiped and removed; its space is not free before that.
+        /// To be wiped and removed; its space is not free before that. Perhaps wiped in part already.
         Deleting = "deleting",
+        /// Its PersistentVolume was deleted, and its data is to be kept: nobody but a person removes it.
+        Retained = "retained",
     }
 }
 
 tag_value! {
-    /// How a logical volume is made free of old data.
+    /// What becomes of the data of a volume that is deleted, before its space is free.
+    #[derive(Default)]
     Wipe {
         /// Signatures of file systems and the like are erased, other blocks stay.
-        Signatures = "signatures",
-        /// All blocks are discarded, then signatures are erased.
+        #[default] Signatures = "signatures",
+        /// All blocks are given back to the disk, and signatures are erased; where the disk cannot do that, zeros are
+        /// written.
         Discard = "discard",
         /// All blocks are written with zeros.
         Zero = "zero",
     }
 }
 
-tag_value! {
-    /// How a pod sees the volume.
-    VolumeMode {
-        /// With a file system, made by kubelet.
-        Filesystem = "filesystem",
-        /// As a raw block device.
-        Block = "block",
+impl Wipe {
+    /// Every value, as it is written in a class.
+    pub const VALUES: &'static [&'static str] = &["signatures", "discard", "zero"];
+
+    /// How a new volume is made free of what its extents held before, whose volumes may have been wiped in another way.
+    /// A file system shows nothing that was not written through it; of a raw volume a pod can read every block, so
+    /// every block is made to read as zeros.
+    #[must_use]
+    pub const fn of_new(self, mode: VolumeMode) -> Self {
+        match (mode, self) {
+            (VolumeMode::Filesystem, _) => Self::Signatures,
+            (VolumeMode::Block, Self::Discard) => Self::Discard,
+            (VolumeMode::Block, _) => Self::Zero,
+        }
+    }
+}
+
+impl VolumeMode {
+    /// As it is written in a tag.
+    const fn tag_text(self) -> &'static str {
+        match self {
+            Self::Filesystem => "filesystem",
+            Self::Block => "block",
+        }
+    }
+
+    /// As it is read from a tag; `None` for an unknown text.
+    fn from_tag_text(text: &str) -> Option<Self> {
+        [Self::Filesystem, Self::Block]
+            .into_iter()
+            .find(|mode| mode.tag_text() == text)
     }
 }
 
@@ -78,7 +108,7 @@ pub struct VolumeTags {
     pub class: String,
     /// How far it has come.
     pub state: VolumeState,
-    /// How it is wiped.
+    /// How it is wiped when it is deleted.
     pub wipe: Wipe,
     /// How a pod sees it.
     pub mode: VolumeMode,
@@ -102,7 +132,7 @@ impl VolumeTags {
             class: class.to_owned(),
             state: VolumeState::from_text(single(tags, "quarry.state")?)?,
             wipe: Wipe::from_text(single(tags, "quarry.wipe")?)?,
-            mode: VolumeMode::from_text(single(tags, "quarry.mode")?)?,
+            mode: VolumeMode::from_tag_text(single(tags, "quarry.mode")?)?,
         })
     }
 
@@ -115,7 +145,7 @@ impl VolumeTags {
             format!("quarry.class={}", self.class),
             self.state.tag(),
             format!("quarry.wipe={}", self.wipe.text()),
-            format!("quarry.mode={}", self.mode.text()),
+            format!("quarry.mode={}", self.mode.tag_text()),
         ]
     }
 }
@@ -130,7 +160,7 @@ impl VolumeState {
     /// The tags to add and to delete so that a volume which is in any state comes into this one.
     #[must_use]
     pub fn change(self) -> (Vec<String>, Vec<String>) {
-        let others = [Self::Creating, Self::Ready, Self::Deleting]
+        let others = [Self::Creating, Self::Ready, Self::Deleting, Self::Retained]
             .into_iter()
             .filter(|other| *other != self);
         (vec![self.tag()], others.map(Self::tag).collect())
@@ -144,10 +174,11 @@ pub fn is_ours(tags: &[String]) -> bool {
     versions.next().is_some_and(|tag| tag == VERSION_TAG) && versions.next().is_none()
 }
 
-/// Whether the tags are of Quarry, but of a version unknown here: left alone.
+/// The tag that says that a group or a volume is of Quarry, but of a version unknown here: left alone.
 #[must_use]
-pub fn is_unknown_version(tags: &[String]) -> bool {
-    tags.iter().any(|tag| key(tag) == VERSION_KEY) && !is_ours(tags)
+pub fn unknown_version(tags: &[String]) -> Option<&str> {
+    let versions = tags.iter().filter(|tag| key(tag) == VERSION_KEY);
+    versions.map(String::as_str).find(|tag| *tag != VERSION_TAG)
 }
 
 fn key(tag: &str) -> &str {
@@ -248,14 +279,30 @@ mod tests {
         }
         let later: Vec<String> = tags.iter().map(|tag| tag.replace("version=1", "version=2")).collect();
         assert_eq!(VolumeTags::parse(&later), None);
-        assert!(is_unknown_version(&later) && !is_ours(&later));
-        assert!(!is_unknown_version(&tags) && !is_unknown_version(&["other".into()]));
+        assert!(unknown_version(&later).is_some() && !is_ours(&later));
+        assert!(unknown_version(&tags).is_none() && unknown_version(&["other".into()]).is_none());
+    }
+
+    #[test]
+    fn a_new_raw_volume_shows_nothing_old_whatever_its_class_says() {
+        for text in Wipe::VALUES {
+            let wipe = Wipe::from_text(text).expect("known");
+            assert_eq!(wipe.text(), *text);
+            assert_ne!(wipe.of_new(VolumeMode::Block), Wipe::Signatures, "{text}");
+            assert_eq!(wipe.of_new(VolumeMode::Filesystem), Wipe::Signatures, "{text}");
+        }
     }
 
     #[test]
     fn change_of_state_leaves_exactly_one() {
-        for before in [VolumeState::Creating, VolumeState::Ready, VolumeState::Deleting] {
-            for after in [VolumeState::Creating, VolumeState::Ready, VolumeState::Deleting] {
+        let states = [
+            VolumeState::Creating,
+            VolumeState::Ready,
+            VolumeState::Deleting,
+            VolumeState::Retained,
+        ];
+        for before in states {
+            for after in states {
                 let mut tags = VolumeTags {
                     state: before,
                     ..example()

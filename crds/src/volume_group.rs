@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::conditions::Finding;
-use crate::node_local_storage::{DiskStatus, condition, phase};
+use crate::names::LOST_GROUP_ANNOTATION;
+use crate::node_local_storage::{DiskStatus, condition};
 
 /// How a disk that is listed for a volume group stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +21,12 @@ pub enum DiskStanding {
         /// What was found, where, and the remedy.
         reason: String,
     },
-    /// There is no such device.
+    /// It could not be read, so what it is is not known; a plan says whether it is missing or refused.
+    Unreadable {
+        /// What went wrong.
+        reason: String,
+    },
+    /// There is no such device, or one that was in the volume group cannot be read.
     Missing {
         /// What to do about it.
         reason: String,
@@ -56,6 +62,24 @@ pub enum Found {
     },
     /// Several: LVM will change none of them.
     Several(usize),
+    /// One that another version of Quarry made, with the tag that says so.
+    OtherVersion(String),
+}
+
+/// A volume group that was on this node, by what objects say.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Known {
+    /// LVM's UUID of it.
+    pub uuid: String,
+    /// machine-id of the machine that it was on, where it is known.
+    pub machine: Option<String>,
+}
+
+impl Known {
+    /// Whether it was certainly on another machine than this.
+    fn is_of_another(&self, machine: Option<&str>) -> bool {
+        matches!((&self.machine, machine), (Some(then), Some(now)) if then != now)
+    }
 }
 
 /// What is known about a volume group and its disks.
@@ -63,8 +87,13 @@ pub enum Found {
 pub struct Situation<'a> {
     /// Name of the volume group.
     pub name: &'a str,
-    /// UUID of the volume group that this was before, as the status recorded it.
-    pub recorded: Option<String>,
+    /// The volume group that this was before, as the status recorded it.
+    pub recorded: Option<Known>,
+    /// The volume groups of this name that PersistentVolumes of this node are in. They outlive the status: it goes with
+    /// a node that is gone, and with a class.
+    pub held: Vec<Known>,
+    /// machine-id of this machine, where it is known.
+    pub machine: Option<&'a str>,
     /// Disks as the status recorded them.
     pub recorded_disks: Vec<DiskStatus>,
     /// What LVM has.
@@ -106,13 +135,14 @@ pub fn plan(situation: Situation<'_>) -> Plan {
     let Situation {
         name,
         recorded,
+        held: in_use,
+        machine,
         recorded_disks,
         found,
         incomplete,
         mut disks,
     } = situation;
     let mut degraded = None;
-    let recorded = recorded.as_deref();
     let lost = hold_replaced(&mut disks, &recorded_disks);
     if !lost.is_empty() {
         degraded = Some((
@@ -145,6 +175,14 @@ pub fn plan(situation: Situation<'_>) -> Plan {
             ),
             degraded,
         ),
+        Found::OtherVersion(tag) => held(
+            "OtherVersion",
+            format!(
+                "volume group {name} was made by another version of Quarry (tag {tag}) and is left alone; run that \
+                 version on this node"
+            ),
+            degraded,
+        ),
         Found::One { ours: false, .. } => held(
             "ForeignVolumeGroup",
             format!(
@@ -154,20 +192,16 @@ pub fn plan(situation: Situation<'_>) -> Plan {
             ),
             degraded,
         ),
-        Found::One { uuid, .. } if recorded.is_some_and(|recorded| recorded != uuid) => held(
-            "VolumeGroupReplaced",
-            format!(
-                "volume group {name} has UUID {uuid}, but was {} before; delete this NodeLocalStorage to accept it",
-                recorded.unwrap_or_default()
-            ),
-            Some((
-                "VolumeGroupReplaced",
-                format!(
-                    "the volume group that was here, {}, is gone",
-                    recorded.unwrap_or_default()
-                ),
-            )),
-        ),
+        Found::One { uuid, .. } if let Some(lost) = recorded.as_ref().filter(|recorded| recorded.uuid != uuid) => {
+            let reason = if lost.is_of_another(machine) {
+                NODE_REPLACED
+            } else {
+                "VolumeGroupReplaced"
+            };
+            let message = format!("volume group {name} has UUID {uuid}, but was {} before", lost.uuid);
+            let gone = format!("the volume group that was here, {}, is gone", lost.uuid);
+            held(reason, format!("{message}; {}", to_accept(lost)), Some((reason, gone)))
+        }
         Found::One {
             problem: Some(problem),
             missing,
@@ -186,27 +220,51 @@ pub fn plan(situation: Situation<'_>) -> Plan {
             );
             held("DiskMissing", message.clone(), Some(("DiskMissing", message)))
         }
-        Found::One { .. } => Plan {
-            action: if blank.is_empty() {
-                Action::None
-            } else {
-                Action::Extend(blank)
-            },
-            disks,
-            blocked: None,
-            degraded,
-        },
-        Found::None => {
-            if let Some(recorded) = recorded {
+        Found::One { uuid, .. } => {
+            // It serves new volumes, and those that are in another group of its name are told of.
+            let lost = in_use.iter().find(|known| known.uuid != uuid);
+            let degraded = degraded.or_else(|| {
+                let lost = lost?;
+                let reason = if lost.is_of_another(machine) {
+                    NODE_REPLACED
+                } else {
+                    "VolumeGroupReplaced"
+                };
                 let message = format!(
-                    "volume group {name} ({recorded}) is gone with its disks; if they will not come back, delete this \
-                     NodeLocalStorage and a new volume group is made of the blank disks"
+                    "PersistentVolumes of this node are in the volume group {}, which is not here; {}",
+                    lost.uuid,
+                    to_accept(lost)
                 );
-                return held(
-                    "VolumeGroupMissing",
-                    message.clone(),
-                    Some(("VolumeGroupMissing", message)),
-                );
+                Some((reason, message))
+            });
+            Plan {
+                action: if blank.is_empty() {
+                    Action::None
+                } else {
+                    Action::Extend(blank)
+                },
+                disks,
+                blocked: None,
+                degraded,
+            }
+        }
+        Found::None => {
+            if let Some(lost) = recorded.as_ref().or(in_use.first()) {
+                let (reason, what) = if lost.is_of_another(machine) {
+                    let then = lost.machine.as_deref().unwrap_or_default();
+                    let now = machine.unwrap_or_default();
+                    let what = format!(
+                        "volume group {name} ({}) was on the machine {then}, and this is another of the same name, {now}: \
+                         its volumes are not here, and nothing is made in their place",
+                        lost.uuid
+                    );
+                    (NODE_REPLACED, what)
+                } else {
+                    let what = format!("volume group {name} ({}) is gone with its disks", lost.uuid);
+                    ("VolumeGroupMissing", what)
+                };
+                let message = format!("{what}; {}", to_accept(lost));
+                return held(reason, message.clone(), Some((reason, message)));
             }
             if blank.is_empty() {
                 let message = format!("no listed disk is fit, so there is no volume group {name}; see status.disks");
@@ -222,6 +280,24 @@ pub fn plan(situation: Situation<'_>) -> Plan {
     }
 }
 
+/// Another machine has the name of this node.
+pub const NODE_REPLACED: &str = "NodeReplaced";
+
+/// Whether a finding says that a whole volume group is lost, and its volumes with it.
+#[must_use]
+pub fn is_loss(reason: &str) -> bool {
+    [NODE_REPLACED, "VolumeGroupMissing", "VolumeGroupReplaced"].contains(&reason)
+}
+
+/// How a person says that a volume group will not come back.
+fn to_accept(lost: &Known) -> String {
+    format!(
+        "if it is lost for good, say so: annotate this NodeLocalStorage with {LOST_GROUP_ANNOTATION}={}, and the disks \
+         that are here are used",
+        lost.uuid
+    )
+}
+
 /// A blank disk at a path where the status recorded another physical volume is not taken: the one that was there is
 /// missing, or has another path now. Returns what is missing.
 fn hold_replaced(disks: &mut [ListedDisk], recorded: &[DiskStatus]) -> Vec<String> {
@@ -234,9 +310,15 @@ fn hold_replaced(disks: &mut [ListedDisk], recorded: &[DiskStatus]) -> Vec<Strin
         .collect();
     let mut lost = Vec::new();
     for disk in disks {
-        let before = recorded
-            .iter()
-            .find(|before| before.path == disk.path && before.phase != phase::REJECTED);
+        let before = recorded.iter().find(|before| before.path == disk.path);
+        if let DiskStanding::Unreadable { reason } = disk.standing.clone() {
+            let there = before.and_then(|before| before.id.as_ref()).is_some();
+            disk.standing = if there {
+                DiskStanding::Missing { reason }
+            } else {
+                DiskStanding::Rejected { reason }
+            };
+        }
         let Some(id) = before.and_then(|before| before.id.as_ref()) else {
             continue;
         };
@@ -265,16 +347,16 @@ fn hold_replaced(disks: &mut [ListedDisk], recorded: &[DiskStatus]) -> Vec<Strin
     lost
 }
 
-/// The conditions that state a plan, once its action was done; `failed` is why it was not.
+/// The conditions that state a plan, once its action was done; `failed` is what went wrong with LVM, reason and message.
 #[must_use]
-pub fn findings(plan: &Plan, name: &str, exists: bool, failed: Option<&str>) -> Vec<Finding> {
+pub fn findings(plan: &Plan, name: &str, exists: bool, failed: Option<(&'static str, String)>) -> Vec<Finding> {
     let refused: Vec<String> = plan
         .disks
         .iter()
         .filter_map(|disk| match &disk.standing {
-            DiskStanding::Rejected { reason } | DiskStanding::Missing { reason } => {
-                Some(format!("{}: {reason}", disk.path))
-            }
+            DiskStanding::Rejected { reason }
+            | DiskStanding::Missing { reason }
+            | DiskStanding::Unreadable { reason } => Some(format!("{}: {reason}", disk.path)),
             _ => None,
         })
         .collect();
@@ -286,11 +368,15 @@ pub fn findings(plan: &Plan, name: &str, exists: bool, failed: Option<&str>) -> 
             "every listed disk is in the volume group",
         )
     } else {
-        Finding::new(condition::DISKS_ACCEPTED, false, "DiskRejected", refused.join("; "))
+        // Of many, not all fit into a condition.
+        let count = match refused.len() {
+            1 => String::new(),
+            many => format!("{many} of {} listed disks, see status.disks; ", plan.disks.len()),
+        };
+        let message = format!("{count}{}", refused.join("; "));
+        Finding::new(condition::DISKS_ACCEPTED, false, "DiskRejected", message)
     };
-    let blocked = failed
-        .map(|failed| ("LvmFailed", failed.to_owned()))
-        .or_else(|| plan.blocked.clone());
+    let blocked = failed.or_else(|| plan.blocked.clone());
     let (ready, group) = match blocked {
         Some((reason, message)) => (
             Finding::new(condition::READY, false, reason, message.clone()),
@@ -326,196 +412,5 @@ pub fn findings(plan: &Plan, name: &str, exists: bool, failed: Option<&str>) -> 
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn disk(path: &str, standing: DiskStanding) -> ListedDisk {
-        ListedDisk {
-            path: path.into(),
-            device: Some(format!("/dev/{path}")),
-            standing,
-        }
-    }
-
-    fn member(id: &str) -> DiskStanding {
-        DiskStanding::Member {
-            physical_volume: id.into(),
-        }
-    }
-
-    fn one(uuid: &str) -> Found {
-        Found::One {
-            uuid: uuid.into(),
-            ours: true,
-            missing: vec![],
-            problem: None,
-        }
-    }
-
-    fn situation(found: Found, disks: Vec<ListedDisk>) -> Situation<'static> {
-        Situation {
-            name: "fast",
-            recorded: None,
-            recorded_disks: vec![],
-            found,
-            incomplete: None,
-            disks,
-        }
-    }
-
-    #[test]
-    fn blank_disks_become_a_group_and_then_extend_it() {
-        let disks = vec![
-            disk("a", DiskStanding::Blank),
-            disk("b", DiskStanding::Rejected { reason: "ext4".into() }),
-        ];
-        assert_eq!(
-            plan(situation(Found::None, disks)).action,
-            Action::Create(vec!["/dev/a".into()])
-        );
-        let disks = vec![disk("a", member("pv-a")), disk("c", DiskStanding::Blank)];
-        assert_eq!(
-            plan(situation(one("vg"), disks)).action,
-            Action::Extend(vec!["/dev/c".into()])
-        );
-        assert_eq!(
-            plan(situation(one("vg"), vec![disk("a", member("pv-a"))])).action,
-            Action::None
-        );
-    }
-
-    #[test]
-    fn a_disk_under_two_names_is_used_once() {
-        let mut twin = disk("b", DiskStanding::Blank);
-        twin.device = Some("/dev/a".into());
-        let disks = vec![disk("a", DiskStanding::Blank), twin];
-        assert_eq!(
-            plan(situation(Found::None, disks)).action,
-            Action::Create(vec!["/dev/a".into()])
-        );
-    }
-
-    #[test]
-    fn nothing_is_changed_in_doubt() {
-        let blank = || vec![disk("a", DiskStanding::Blank)];
-        let foreign = Found::One {
-            uuid: "vg".into(),
-            ours: false,
-            missing: vec![],
-            problem: None,
-        };
-        let partial = Found::One {
-            uuid: "vg".into(),
-            ours: true,
-            missing: vec!["pv".into()],
-            problem: None,
-        };
-        let exported = Found::One {
-            uuid: "vg".into(),
-            ours: true,
-            missing: vec![],
-            problem: Some("it was exported".into()),
-        };
-        for (mut situation, reason) in [
-            (situation(foreign, blank()), "ForeignVolumeGroup"),
-            (situation(Found::Several(2), blank()), "DuplicateVolumeGroupName"),
-            (situation(partial, blank()), "DiskMissing"),
-            (situation(exported, blank()), "VolumeGroupUnusable"),
-            (situation(Found::None, vec![]), "NoDisk"),
-        ] {
-            let blocked = plan(situation.clone());
-            assert_eq!(blocked.action, Action::None, "{reason}");
-            assert_eq!(blocked.blocked.map(|(reason, _)| reason), Some(reason));
-            situation.incomplete = Some("warning");
-            assert_eq!(plan(situation).blocked.map(|(reason, _)| reason), Some("LvmIncomplete"));
-        }
-    }
-
-    #[test]
-    fn a_group_that_was_there_is_never_made_anew() {
-        let mut gone = situation(Found::None, vec![disk("a", DiskStanding::Blank)]);
-        gone.recorded = Some("vg-1".into());
-        let held = plan(gone);
-        assert_eq!(held.action, Action::None);
-        assert_eq!(held.degraded.map(|(reason, _)| reason), Some("VolumeGroupMissing"));
-        let mut other = situation(one("vg-2"), vec![disk("a", DiskStanding::Blank)]);
-        other.recorded = Some("vg-1".into());
-        assert_eq!(plan(other).action, Action::None);
-    }
-
-    #[test]
-    fn a_blank_disk_where_data_was_is_not_taken() {
-        let recorded = vec![DiskStatus {
-            path: "a".into(),
-            id: Some("pv-a".into()),
-            phase: phase::CLAIMED.into(),
-            ..Default::default()
-        }];
-        let mut swapped = situation(
-            one("vg"),
-            vec![disk("a", DiskStanding::Blank), disk("b", member("pv-b"))],
-        );
-        swapped.recorded_disks = recorded.clone();
-        let held = plan(swapped);
-        assert_eq!(held.action, Action::None);
-        assert!(matches!(&held.disks[0].standing, DiskStanding::Rejected { reason } if reason.contains("pv-a")));
-        assert!(held.degraded.is_some());
-        // The same disk at another path: nothing is lost, but the newcomer is not taken either.
-        let mut moved = situation(
-            one("vg"),
-            vec![disk("a", DiskStanding::Blank), disk("b", member("pv-a"))],
-        );
-        moved.recorded_disks = recorded;
-        let held = plan(moved);
-        assert_eq!((held.action, held.degraded), (Action::None, None));
-    }
-
-    #[test]
-    fn findings_tell_what_stands_in_the_way() {
-        let refused = plan(situation(
-            Found::None,
-            vec![disk(
-                "a",
-                DiskStanding::Rejected {
-                    reason: "carries ext4 at offset 1080".into(),
-                },
-            )],
-        ));
-        let told = findings(&refused, "fast", false, None);
-        let of = |kind: &str| told.iter().find(|finding| finding.kind == kind).expect("stated");
-        assert!(!of("Ready").holds && !of("Degraded").holds);
-        assert!(of("DisksAccepted").message.contains("a: carries ext4 at offset 1080"));
-        let good = plan(situation(one("vg"), vec![disk("a", member("pv"))]));
-        assert!(findings(&good, "fast", true, None)[0].holds);
-        assert_eq!(findings(&good, "fast", true, Some("hung"))[0].reason, "LvmFailed");
-    }
-
-    fn standing() -> impl Strategy<Value = DiskStanding> {
-        prop_oneof![
-            Just(DiskStanding::Blank),
-            "[a-c]".prop_map(|id| member(&id)),
-            Just(DiskStanding::Rejected { reason: "r".into() }),
-            Just(DiskStanding::Missing { reason: "m".into() }),
-        ]
-    }
-
-    proptest! {
-        /// Whatever the situation, LVM is only ever given devices that were found blank.
-        #[test]
-        fn only_blank_devices_are_given_to_lvm(
-            disks in prop::collection::vec(("[a-d]", standing()), 0..6),
-            recorded in prop::option::of("[v-w]"),
-            found in prop_oneof![Just(Found::None), "[v-w]".prop_map(|uuid| one(&uuid)), Just(Found::Several(2))],
-        ) {
-            let disks: Vec<_> = disks.into_iter().map(|(path, standing)| disk(&path, standing)).collect();
-            let mut given = situation(found, disks.clone());
-            given.recorded = recorded;
-            let (Action::Create(devices) | Action::Extend(devices)) = plan(given).action else { return Ok(()) };
-            for device in devices {
-                prop_assert!(disks.iter().any(|d| d.device.as_deref() == Some(&device) && d.standing == DiskStanding::Blank));
-            }
-        }
-    }
-}
+#[path = "volume_group_tests.rs"]
+mod tests;

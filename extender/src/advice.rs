@@ -10,10 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt, future};
-use k8s_openapi::api::core::v1::{self, ObjectReference};
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::Api;
-use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::{Store, store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
@@ -28,6 +27,7 @@ use tokio::time::Instant;
 use crate::handlers::Extender;
 use crate::index::{Index, claim_name};
 use crate::node::Node;
+use crate::nodes::{NodeMeta, Nodes};
 use crate::objects::{Binding, Claim};
 
 /// Component that events of the extender come from.
@@ -42,9 +42,6 @@ const DEBOUNCE: Duration = Duration::from_millis(500);
 const AGAIN: Duration = Duration::from_secs(50 * 60);
 /// How many nodes of a list are named.
 const NAMED: usize = 4;
-
-/// A node, as far as it is watched.
-pub type NodeMeta = PartialObjectMeta<v1::Node>;
 
 /// Something to be said of an object.
 #[derive(Debug, Clone, PartialEq)]
@@ -277,55 +274,43 @@ impl Standing {
     }
 }
 
-/// Watches classes and nodes, and says what is wrong with them and with the claims of the index, for ever.
-pub async fn run(client: Client, extender: Arc<Extender>) {
+/// Watches classes, and says what is wrong with them, with the nodes that they name and with the claims of the index,
+/// for ever.
+pub async fn run(client: Client, extender: Arc<Extender>, nodes: Arc<Nodes>) {
     let changed = Notify::new();
-    let noted = |kind: &'static str, failure: Option<watcher::Error>| {
-        if let Some(error) = failure {
-            tracing::warn!(kind, %error, "a watch failed; trying again");
-        }
-        changed.notify_one();
-        future::ready(())
-    };
     let (classes, writer) = store();
     let watch_classes = watcher(Api::<StorageClass>::all(client.clone()), watcher::Config::default())
         .default_backoff()
         .reflect(writer)
-        .for_each(|event| noted("storageclasses", event.err()));
-    let (nodes, writer) = store();
-    let watch_nodes = watcher(Api::<NodeMeta>::all(client.clone()), watcher::Config::default())
-        .default_backoff()
-        .modify(|node: &mut NodeMeta| {
-            node.metadata.managed_fields = None;
-            node.metadata.annotations = None;
-        })
-        .reflect(writer)
-        .for_each(|event| noted("nodes", event.err()));
-    futures::join!(
-        watch_classes,
-        watch_nodes,
-        speak(client, extender, classes, nodes, &changed)
-    );
+        .for_each(|event| {
+            if let Err(error) = event {
+                tracing::warn!(kind = "storageclasses", %error, "a watch failed; trying again");
+            }
+            changed.notify_one();
+            future::ready(())
+        });
+    futures::join!(watch_classes, speak(client, extender, classes, nodes, &changed));
 }
 
 async fn speak(
     client: Client,
     extender: Arc<Extender>,
     classes: Store<StorageClass>,
-    nodes: Store<NodeMeta>,
+    nodes: Arc<Nodes>,
     changed: &Notify,
 ) {
     // Without the list of nodes, every node would be missing.
-    if classes.wait_until_ready().await.is_err() || nodes.wait_until_ready().await.is_err() {
+    if classes.wait_until_ready().await.is_err() || !nodes.listed().await {
         return;
     }
     let instance = std::env::var("HOSTNAME").unwrap_or_else(|_| COMPONENT.to_owned());
     let events = Events::new(client, COMPONENT, instance);
-    let mut index = extender.changes();
+    let (mut index, mut joined) = (extender.changes(), nodes.changes());
     let mut standing = Standing::default();
     loop {
         index.mark_unchanged();
-        let wrong = extender.read(|index| advice(&classes.state(), &nodes.state(), index));
+        joined.mark_unchanged();
+        let wrong = extender.read(|index| advice(&classes.state(), &nodes.all(), index));
         let (due, next) = standing.due(wrong, Instant::now());
         for Advice { regarding, saying, .. } in due {
             events.say_of(regarding, saying).await;
@@ -333,6 +318,7 @@ async fn speak(
         tokio::select! {
             () = changed.notified() => {}
             _ = index.changed() => {}
+            _ = joined.changed() => {}
             () = tokio::time::sleep_until(next) => {}
         }
         tokio::time::sleep(DEBOUNCE).await;

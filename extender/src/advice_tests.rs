@@ -52,6 +52,7 @@ fn storage(class: &str, node: &str, extents: u64) -> Storage {
         node: node.into(),
         group: "fast".into(),
         ready: false,
+        metadata_full: false,
         figures: Some(figures),
     }
 }

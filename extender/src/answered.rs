@@ -7,13 +7,14 @@
 //! withdrawn before we answered. (A watch that lags by more than a failed provisioning and the second that the scheduler
 //! lets pass after it would mislead us; the manager's own check is there for that.)
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use quarry_crds::extents::Bytes;
 
+use crate::board::Board;
 use crate::index::{Index, Slot};
-use crate::node::{Besides, Node};
+use crate::node::Besides;
 use crate::objects::Binding;
 
 /// A claim that a pod was answered for.
@@ -66,7 +67,7 @@ pub struct Answered {
 /// The claims of one such pod that the index shows on no node, and where they may be.
 #[derive(Debug)]
 struct Outstanding<'a> {
-    claims: Vec<&'a Pending>,
+    claims: Vec<(&'a Pending, &'a Board)>,
     nodes: &'a Nodes,
 }
 
@@ -74,6 +75,9 @@ struct Outstanding<'a> {
 #[derive(Debug, Default)]
 pub struct Crowd<'a> {
     pods: Vec<Outstanding<'a>>,
+    len: usize,
+    /// Whether any claim is one of several pods.
+    shared: bool,
     /// When the first of these pods will be given up.
     pub until: Option<Instant>,
 }
@@ -124,20 +128,29 @@ impl Answered {
         });
     }
 
-    /// The claims of other pods that may be on their way.
+    /// The claims of other pods that may be on their way, apart from claims that are `own`.
     #[must_use]
-    pub fn crowd(&self, index: &Index, pod: &str, remembered: Duration) -> Crowd<'_> {
+    pub fn crowd<'a>(&'a self, index: &'a Index, pod: &str, own: &[Pending], remembered: Duration) -> Crowd<'a> {
         let mut crowd = Crowd::default();
         for (_, record) in self.pods.iter().filter(|(name, _)| *name != pod) {
-            let claims: Vec<_> = record.claims.iter().filter(|claim| claim.is_open(index)).collect();
-            if claims.is_empty() {
+            let open: Vec<_> = record.claims.iter().filter(|claim| claim.is_open(index)).collect();
+            if open.is_empty() {
                 continue;
             }
-            let nodes = &record.nodes;
-            crowd.pods.push(Outstanding { claims, nodes });
+            crowd.len += 1;
             let until = record.at + remembered;
             crowd.until = Some(crowd.until.map_or(until, |other| other.min(until)));
+            let others = open
+                .into_iter()
+                .filter(|claim| own.iter().all(|own| own.uid != claim.uid));
+            let claims: Vec<_> = others.map(|claim| (claim, index.board(&claim.class))).collect();
+            let nodes = &record.nodes;
+            crowd.pods.push(Outstanding { claims, nodes });
         }
+        let claims = || crowd.pods.iter().flat_map(|pod| &pod.claims);
+        let mut uids: Vec<&str> = claims().map(|(claim, _)| claim.uid.as_str()).collect();
+        uids.sort_unstable();
+        crowd.shared = uids.windows(2).any(|pair| pair[0] == pair[1]);
         crowd
     }
 }
@@ -146,28 +159,30 @@ impl Crowd<'_> {
     /// How many other pods there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.pods.len()
+        self.len
     }
 
     /// Whether there is nobody else.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.pods.is_empty()
+        self.len == 0
     }
 
-    /// What the others may take on a node, apart from claims that are `own`.
+    /// What the others may take on a node.
     #[must_use]
-    pub fn on(&self, slot: Slot, node: &Node, own: &[Pending]) -> Besides {
+    pub fn on(&self, slot: Slot) -> Besides {
         let mut besides = Besides::default();
-        let mut seen: HashSet<&str> = HashSet::new();
+        let mut seen: Vec<&str> = Vec::new();
         for pod in self.pods.iter().filter(|pod| pod.nodes.contains(slot)) {
-            for claim in &pod.claims {
-                if own.iter().any(|own| own.uid == claim.uid) || !seen.insert(&claim.uid) {
-                    continue;
+            for (claim, board) in &pod.claims {
+                if self.shared {
+                    // Two pods use one claim: it takes space once.
+                    if seen.contains(&claim.uid.as_str()) {
+                        continue;
+                    }
+                    seen.push(&claim.uid);
                 }
-                if let Some(group) = node.group_of(&claim.class) {
-                    besides.add(&group.uuid, group.extent_size.holding(claim.size));
-                }
+                besides.add_claim(board.cell(slot), claim.size);
             }
         }
         besides

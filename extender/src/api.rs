@@ -8,8 +8,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{IgnoredAny, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
+
+use crate::decide::Reason;
 
 /// `ExtenderArgs`: a pod, and the nodes that it may go to so far.
 #[derive(Debug, Deserialize)]
@@ -135,11 +137,11 @@ impl Pod {
 }
 
 impl<'a> ExtenderArgs<'a> {
-    /// The names of the nodes, however they were sent.
+    /// The names of the nodes, however they were sent. They are taken out, where they came as names.
     ///
     /// # Errors
     /// A node without a name.
-    pub fn names(&self) -> Result<Vec<Cow<'a, str>>, serde_json::Error> {
+    pub fn names(&mut self) -> Result<Vec<Cow<'a, str>>, serde_json::Error> {
         #[derive(Deserialize)]
         struct Node<'a> {
             #[serde(borrow)]
@@ -150,31 +152,69 @@ impl<'a> ExtenderArgs<'a> {
             #[serde(borrow)]
             name: Name<'a>,
         }
-        match (&self.nodes, &self.node_names) {
-            (Some(NodeList { items: Some(items), .. }), _) => items
+        match &self.nodes {
+            Some(NodeList { items: Some(items), .. }) => items
                 .iter()
                 .map(|item| serde_json::from_str::<Node<'a>>(item.get()).map(|node| node.metadata.name.0))
                 .collect(),
-            (_, Some(names)) => Ok(names.iter().map(|name| name.0.clone()).collect()),
-            _ => Ok(Vec::new()),
+            _ => {
+                let names = self.node_names.take().unwrap_or_default();
+                Ok(names.into_iter().map(|name| name.0).collect())
+            }
         }
     }
 }
 
 /// `ExtenderFilterResult`.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct FilterResult<'a> {
     /// The nodes that passed, where nodes came as objects.
     pub nodes: Option<NodeListResult<'a>>,
     /// The names of those that passed; never null, which the scheduler would read as a fault of ours.
-    pub node_names: Vec<&'a str>,
+    pub node_names: Passed<'a>,
     /// Nodes that did not pass, but might if pods were evicted: none, because evicting a pod frees no volume.
-    pub failed_nodes: BTreeMap<&'a str, &'a str>,
+    pub failed_nodes: Refused<'a>,
     /// Nodes that did not pass, with the reason.
-    pub failed_and_unresolvable_nodes: BTreeMap<&'a str, &'a str>,
+    pub failed_and_unresolvable_nodes: Refused<'a>,
     /// Why nothing can be said.
     pub error: &'a str,
+}
+
+/// The names of nodes that passed, written as they are found.
+#[derive(Debug, Clone, Copy)]
+pub enum Passed<'a> {
+    /// Each of them.
+    All(&'a [Cow<'a, str>]),
+    /// Those at these positions.
+    At(&'a [Cow<'a, str>], &'a [usize]),
+}
+
+/// Nodes with the reason against each, written as they are found.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Refused<'a> {
+    /// The names of all nodes.
+    pub names: &'a [Cow<'a, str>],
+    /// Positions of those that are refused, each with the position of its reason.
+    pub refused: &'a [(usize, usize)],
+    /// The reasons.
+    pub reasons: &'a [Reason],
+}
+
+impl Serialize for Passed<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::All(names) => serializer.collect_seq(*names),
+            Self::At(names, passed) => serializer.collect_seq(passed.iter().map(|at| &names[*at])),
+        }
+    }
+}
+
+impl Serialize for Refused<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let pairs = self.refused.iter();
+        serializer.collect_map(pairs.map(|(at, reason)| (&self.names[*at], &self.reasons[*reason].text)))
+    }
 }
 
 /// A `v1.NodeList` with each node as it was sent.
@@ -201,6 +241,7 @@ impl<'a> NodeListResult<'a> {
 #[serde(rename_all = "PascalCase")]
 pub struct HostPriority<'a> {
     /// Name of the node.
+    #[serde(borrow)]
     pub host: Cow<'a, str>,
     /// 0 to 10.
     pub score: i64,
@@ -255,13 +296,13 @@ mod tests {
     #[test]
     fn names_with_escapes_and_as_objects() {
         let by_name = r#"{"Pod": {}, "Nodes": null, "NodeNames": ["a", "\u0062"]}"#;
-        let args: ExtenderArgs<'_> = serde_json::from_str(by_name).expect("arguments");
+        let mut args: ExtenderArgs<'_> = serde_json::from_str(by_name).expect("arguments");
         assert_eq!(args.names().expect("names"), ["a", "b"]);
         let by_object = r#"{"Pod": {}, "Nodes": {"metadata": {}, "items": [{"metadata": {"name": "a"}, "x": [1]}]}, "NodeNames": null}"#;
-        let args: ExtenderArgs<'_> = serde_json::from_str(by_object).expect("arguments");
+        let mut args: ExtenderArgs<'_> = serde_json::from_str(by_object).expect("arguments");
         assert_eq!(args.names().expect("names"), ["a"]);
         let nameless = r#"{"Pod": {}, "Nodes": {"items": [{"metadata": {}}]}}"#;
-        let args: ExtenderArgs<'_> = serde_json::from_str(nameless).expect("arguments");
+        let mut args: ExtenderArgs<'_> = serde_json::from_str(nameless).expect("arguments");
         assert!(args.names().is_err());
     }
 }

@@ -6,14 +6,24 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
+use futures::FutureExt;
 use kube::Client;
 use prometheus_client::registry::Registry;
-use quarry_process::{Limits, LogFormat, Ready, Shutdown, bind, build_info, init_logs, serve, serve_admin};
+use quarry_crds::liveness::SILENT_AFTER;
+use quarry_crds::lost_nodes::DEFAULT_GRACE;
+use quarry_process::leader::{Candidate, Times};
+use quarry_process::{Limits, LogFormat, Ready, Shutdown, bind, build_info, init_logs, serve_admin, serve_with};
 
+use crate::cleanup::Cleanup;
 use crate::decide::Patience;
 use crate::handlers::Extender;
+use crate::nodes::Nodes;
 use crate::server::{RequestLimits, router};
-use crate::{advice, metrics, watch};
+use crate::tls::TlsArgs;
+use crate::{advice, calls, cleanup, liveness, metrics, watch};
+
+/// How long the end waits for the Lease to be let go of.
+const LET_GO: Duration = Duration::from_secs(3);
 
 /// Quarry's scheduler extender: tells kube-scheduler on which nodes a pod's claims have room.
 #[derive(Debug, Clone, Parser)]
@@ -42,6 +52,21 @@ pub struct Args {
     /// How long, in milliseconds, a pod is counted on every node that it was answered while its node is not known.
     #[arg(long, env = "QUARRY_REMEMBER_MS", default_value = "10000")]
     pub remember_ms: u64,
+    /// How long a Node object must be gone before what Quarry keeps of its node is let go, such as 10m. Claims with data
+    /// are never deleted unless they carry the annotation quarry.dev/lost-node: delete-claim.
+    #[arg(long, env = "QUARRY_NODE_GONE_GRACE", default_value_t = DEFAULT_GRACE.into())]
+    pub node_gone_grace: humantime::Duration,
+    /// How long the Lease of a node's manager must be unchanged before no new volume is placed on that node, such as 3m:
+    /// three times what the managers are told (QUARRY_LEASE_EVERY), or more.
+    #[arg(long, env = "QUARRY_MANAGER_SILENT_AFTER", default_value_t = SILENT_AFTER.into())]
+    pub manager_silent_after: humantime::Duration,
+    /// Namespace of the Leases: those of the managers, and the one by which one of several extenders is chosen to clean up
+    /// after nodes that are gone.
+    #[arg(long, env = "QUARRY_NAMESPACE", default_value = "quarry-system")]
+    pub namespace: String,
+    /// TLS for kube-scheduler.
+    #[command(flatten)]
+    pub tls: TlsArgs,
     /// Log each request and answer, whole, at level debug.
     #[arg(long, env = "QUARRY_LOG_REQUESTS")]
     pub log_requests: bool,
@@ -79,23 +104,60 @@ impl Args {
             .await
             .context("no configuration for the API server: run in a pod, or set KUBECONFIG")?;
         let listener = bind(self.listen).await?;
-        tracing::info!(address = %self.listen, "serving kube-scheduler");
+        let tls = self.tls.set_up(&client, &self.namespace).await?;
+        tracing::info!(address = %self.listen, tls = tls.is_some(), "serving kube-scheduler");
+        let (tls, renewed) = match tls {
+            Some(kept) => (Some(kept.tls.clone()), kept.keep().left_future()),
+            None => (None, std::future::pending().right_future()),
+        };
         let limits = RequestLimits {
             body: self.max_body_bytes,
             ..Default::default()
         };
         let scheduler = router(Arc::clone(&extender), limits, self.log_requests);
         let watches = watch::run(client.clone(), Arc::clone(&extender), &ready);
-        let advice = advice::run(client, Arc::clone(&extender));
+        let (nodes, writer) = Nodes::new();
+        let watch_nodes = Arc::clone(&nodes).watch(client.clone(), writer);
+        let listen = liveness::run(
+            client.clone(),
+            self.namespace.clone(),
+            Arc::clone(&extender),
+            self.manager_silent_after.into(),
+        );
+        let advice = advice::run(client.clone(), Arc::clone(&extender), Arc::clone(&nodes));
+        let place = std::env::var("HOSTNAME").unwrap_or_else(|_| "quarry-extender".to_owned());
+        let publish = calls::publish(
+            client.clone(),
+            self.namespace.clone(),
+            place.clone(),
+            Arc::clone(&extender),
+        );
+        let (candidate, leads) = Candidate::new(
+            client.clone(),
+            &self.namespace,
+            cleanup::LEASE,
+            &place,
+            Times::default(),
+        );
+        let candidate = tokio::spawn(candidate.run(shutdown.clone()));
+        let grace = self.node_gone_grace.into();
+        let cleanup = Cleanup::new(client, Arc::clone(&extender), nodes, leads, grace).run();
         let admin = serve_admin(self.admin_listen, Arc::new(registry), ready.clone(), shutdown.clone());
         tokio::select! {
-            () = serve(listener, scheduler, Limits::default(), shutdown) => {
+            () = serve_with(listener, scheduler, Limits::default(), shutdown, tls) => {
+                // Lets go of the Lease, so that another extender need not wait.
+                let _ = tokio::time::timeout(LET_GO, candidate).await;
                 tracing::info!("ended");
                 Ok(())
             }
             result = admin => result.context("health, readiness and metrics are not served"),
+            () = renewed => anyhow::bail!("certificates are not renewed any more"),
+            () = publish => anyhow::bail!("the Lease of calls is not renewed any more"),
             () = watches => anyhow::bail!("the watches ended"),
-            () = advice => anyhow::bail!("the watches of classes and nodes ended"),
+            () = listen => anyhow::bail!("the watch of leases ended"),
+            () = watch_nodes => anyhow::bail!("the watch of nodes ended"),
+            () = advice => anyhow::bail!("the watch of classes ended"),
+            () = cleanup => anyhow::bail!("the clean-up after nodes ended"),
         }
     }
 

@@ -8,9 +8,10 @@ use quarry_crds::placement::{self, Ask, Fit, Refusal, Standing};
 use quarry_crds::provisioning::large_enough;
 use quarry_crds::storage_class::Scoring;
 
-use crate::answered::{Answered, Nodes, Pending};
-use crate::api::Pod;
-use crate::index::{Index, claim_key};
+use crate::answered::{Answered, Crowd, Nodes, Pending};
+use crate::api::{Pod, PodClaim};
+use crate::board::Board;
+use crate::index::{Index, Slot, claim_key};
 use crate::node::Besides;
 use crate::objects::{Binding, Claim, Class};
 
@@ -63,6 +64,10 @@ pub enum Cause {
     NotInClass,
     /// The volume group is not fit for volumes.
     NotReady,
+    /// Nobody would make a volume there.
+    Silent,
+    /// LVM's metadata area has no room for one more volume.
+    MetadataFull,
     /// Too little is left.
     NoRoom,
     /// Too little may be left: pods answered just before may be there. (No error, because then a scheduler for which the
@@ -80,11 +85,24 @@ pub enum Answer {
     Some {
         /// Positions of those that can hold it.
         passed: Vec<usize>,
-        /// Positions of those that cannot, with what to tell.
-        refused: Vec<(usize, Cause, Cow<'static, str>)>,
+        /// Positions of those that cannot, each with the position of its reason.
+        refused: Vec<(usize, usize)>,
+        /// The reasons.
+        reasons: Vec<Reason>,
     },
     /// Nothing can be said, and the scheduler is to try again.
     Error(Doubt, String),
+}
+
+/// A reason against nodes: one for all of which the same is to be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reason {
+    /// What kind of reason.
+    pub cause: Cause,
+    /// The class or volume group that it speaks of: positions of an ask, and of a name on the board of its class.
+    subject: (usize, u32),
+    /// What to tell.
+    pub text: Cow<'static, str>,
 }
 
 /// A decision, or how long to wait for the watches before the next try.
@@ -130,23 +148,24 @@ pub fn filter(
         Err(Unclear::Doubt(doubt, text)) => Answer::Error(doubt, text),
         Err(Unclear::Refuse(cause, text)) => Answer::Some {
             passed: Vec::new(),
-            refused: (0..candidates.len())
-                .map(|at| (at, cause, Cow::Owned(text.clone())))
-                .collect(),
+            refused: (0..candidates.len()).map(|at| (at, 0)).collect(),
+            reasons: vec![Reason {
+                cause,
+                subject: (0, 0),
+                text: text.into(),
+            }],
         },
         Ok(needs) if needs.asks.is_empty() && needs.pinned.is_none() => Answer::All,
         Ok(needs) => {
             answered.prune(index, now, patience.remembered);
-            let crowd = answered.crowd(index, &name, patience.remembered);
-            let view = view(index, &needs, candidates, |slot, node| {
-                crowd.on(slot, node, &needs.pending)
-            });
+            let crowd = answered.crowd(index, &name, &needs.pending, patience.remembered);
+            let view = view(index, &needs, candidates, &crowd);
             let limit = if view.passed.is_empty() {
                 patience.crowd
             } else {
                 patience.settle
             };
-            if !view.crowded.is_empty() && waited < limit {
+            if view.crowded && waited < limit {
                 let until = crowd.until.map_or(limit, |until| until.saturating_duration_since(now));
                 let least = Duration::from_millis(1);
                 return Verdict::Wait(Doubt::Crowded, (limit - waited).min(until.max(least)));
@@ -155,17 +174,23 @@ pub fn filter(
             if !view.passed.is_empty() && !needs.pending.is_empty() {
                 answered.remember(&name, needs.pending, view.nodes, now);
             }
-            let mut refused = view.refused;
-            refused.extend(view.crowded);
-            refused.sort_unstable_by_key(|(at, _, _)| *at);
             return Verdict::Answer(Answer::Some {
                 passed: view.passed,
-                refused,
+                refused: view.refused,
+                reasons: view.reasons,
             });
         }
     };
     answered.forget(&name);
     Verdict::Answer(verdict)
+}
+
+/// What a pod's claims without a volume ask of a node; none where it cannot be said, or nothing is asked.
+#[must_use]
+pub fn asks(index: &Index, pod: &Pod, candidates: &[Cow<'_, str>]) -> Vec<Ask> {
+    needs(index, pod, candidates)
+        .map(|needs| needs.asks)
+        .unwrap_or_default()
 }
 
 /// Scores the candidates for a pod: 0 to 10, and 0 for all where nothing can be said.
@@ -188,11 +213,12 @@ pub fn prioritize(index: &Index, pod: &Pod, candidates: &[Cow<'_, str>]) -> Vec<
             .sum::<i64>()
             / count
     };
+    let boards = boards(index, &needs.asks);
     candidates
         .iter()
         .map(|name| {
-            let node = index.node(name).map(|(_, node)| node);
-            let standing = |class: &str| node.map_or(Standing::Absent, |node| node.standing(class, &none));
+            let slot = index.slot(name);
+            let standing = |at: usize| slot.map_or(Standing::Absent, |slot| boards[at].cell(slot).standing(&none));
             placement::fits(&needs.asks, standing).map_or(0, score)
         })
         .collect()
@@ -203,48 +229,65 @@ pub fn prioritize(index: &Index, pod: &Pod, candidates: &[Cow<'_, str>]) -> Vec<
 struct View {
     passed: Vec<usize>,
     nodes: Nodes,
-    refused: Vec<(usize, Cause, Cow<'static, str>)>,
-    /// Those that have room, unless pods answered just before are on them.
-    crowded: Vec<(usize, Cause, Cow<'static, str>)>,
+    refused: Vec<(usize, usize)>,
+    reasons: Vec<Reason>,
+    /// Whether any has room unless pods answered just before are on it.
+    crowded: bool,
 }
 
-fn view(
-    index: &Index,
-    needs: &Needs,
-    candidates: &[Cow<'_, str>],
-    crowd: impl Fn(crate::index::Slot, &crate::node::Node) -> Besides,
-) -> View {
-    let mut view = View::default();
-    let none = Besides::default();
+impl View {
+    /// Refuses a candidate. The text of a reason is made once, however many nodes it is for.
+    fn refuse(&mut self, at: usize, cause: Cause, subject: (usize, u32), text: impl FnOnce() -> Cow<'static, str>) {
+        let known = |reason: &Reason| reason.cause == cause && reason.subject == subject;
+        let reason = self.reasons.iter().position(known).unwrap_or_else(|| {
+            self.reasons.push(Reason {
+                cause,
+                subject,
+                text: text(),
+            });
+            self.reasons.len() - 1
+        });
+        self.refused.push((at, reason));
+    }
+}
+
+/// What the class of each ask has on the nodes.
+fn boards<'a>(index: &'a Index, asks: &[Ask]) -> Vec<&'a Board> {
+    asks.iter().map(|ask| index.board(&ask.class)).collect()
+}
+
+fn view(index: &Index, needs: &Needs, candidates: &[Cow<'_, str>], crowd: &Crowd<'_>) -> View {
+    let mut view = View {
+        passed: Vec::with_capacity(candidates.len()),
+        ..View::default()
+    };
+    let (none, boards) = (Besides::default(), boards(index, &needs.asks));
     for (at, name) in candidates.iter().enumerate() {
         if needs.pinned.as_deref().is_some_and(|pinned| pinned != name) {
-            let text = "node(s) were not the one selected for a volume of the pod";
-            view.refused.push((at, Cause::OtherNode, text.into()));
+            let text = || "node(s) were not the one selected for a volume of the pod".into();
+            view.refuse(at, Cause::OtherNode, (0, 0), text);
             continue;
         }
-        let found = index.node(name);
+        let slot = index.slot(name);
         let fits = |besides: &Besides| {
-            let standing = |class: &str| found.map_or(Standing::Absent, |(_, node)| node.standing(class, besides));
+            let standing = |at: usize| slot.map_or(Standing::Absent, |slot| boards[at].cell(slot).standing(besides));
             placement::fits(&needs.asks, standing)
         };
         if let Err(refusal) = fits(&none) {
-            view.refused.push((at, cause(&refusal), refusal.to_string().into()));
+            let (subject, name) = subject(refusal, slot, &needs.asks, &boards);
+            view.refuse(at, cause(refusal), subject, || refusal.text(name).into());
             continue;
         }
-        let Some((slot, node)) = found else {
+        let Some(slot) = slot else {
             // Nothing is asked of it.
             view.passed.push(at);
             continue;
         };
-        let besides = crowd(slot, node);
-        if !besides.is_empty()
-            && let Err(refusal) = fits(&besides)
-        {
-            let text = match refusal {
-                Refusal::NoRoom { .. } => "node(s) had local storage that pods scheduled just before may take".into(),
-                other => other.to_string().into(),
-            };
-            view.crowded.push((at, Cause::Crowded, text));
+        let besides = crowd.on(slot);
+        if !besides.is_empty() && fits(&besides).is_err() {
+            let text = || "node(s) had local storage that pods scheduled just before may take".into();
+            view.crowded = true;
+            view.refuse(at, Cause::Crowded, (0, 0), text);
             continue;
         }
         view.passed.push(at);
@@ -253,11 +296,28 @@ fn view(
     view
 }
 
-const fn cause(refusal: &Refusal) -> Cause {
+/// What a refusal speaks of, by which equal ones are known, and its name: the class of an ask, or a volume group.
+fn subject<'a>(refusal: Refusal, slot: Option<Slot>, asks: &'a [Ask], boards: &[&'a Board]) -> ((usize, u32), &'a str) {
     match refusal {
-        Refusal::NotInClass { .. } => Cause::NotInClass,
-        Refusal::NotReady { .. } => Cause::NotReady,
-        Refusal::NoRoom { .. } => Cause::NoRoom,
+        Refusal::NotInClass(at) | Refusal::NotReady(at) | Refusal::MetadataFull(at) => ((at, 0), &asks[at].class),
+        Refusal::Silent => ((0, 0), ""),
+        Refusal::NoRoom(group) => {
+            let on = |(at, board): (usize, &&'a Board)| {
+                let cell = board.cell(slot?).group().filter(|cell| cell.at() == group)?;
+                Some(((at, cell.name()), board.name(cell)))
+            };
+            boards.iter().enumerate().find_map(on).unwrap_or(((0, 0), ""))
+        }
+    }
+}
+
+const fn cause(refusal: Refusal) -> Cause {
+    match refusal {
+        Refusal::NotInClass(_) => Cause::NotInClass,
+        Refusal::NotReady(_) => Cause::NotReady,
+        Refusal::Silent => Cause::Silent,
+        Refusal::MetadataFull(_) => Cause::MetadataFull,
+        Refusal::NoRoom(_) => Cause::NoRoom,
     }
 }
 
@@ -275,54 +335,136 @@ fn needs(index: &Index, pod: &Pod, candidates: &[Cow<'_, str>]) -> Result<Needs,
             let text = format!("PersistentVolumeClaim {key} {what}; trying again");
             Unclear::Doubt(Doubt::Unseen, text)
         };
-        let claim = index.claim(&key).ok_or_else(|| unseen("has not been seen yet"))?;
-        let Some(class_name) = claim.class.as_deref() else {
-            continue;
-        };
-        let (fs_type, scoring) = match (index.class(class_name), claim.binding) {
-            (Some(Class::Foreign), _) | (None, Binding::Ours | Binding::Other) => continue,
-            (None, Binding::Unbound) => return Err(unseen("has a StorageClass that has not been seen yet")),
-            // The scheduler refuses such pods itself: what it knows is newer, or is about to be.
-            (Some(_), _) if claim.deleting => return Err(unseen("is being deleted")),
-            (Some(_), _) if wanted.ephemeral && claim.owner.as_deref() != Some(pod.metadata.uid.as_str()) => {
-                return Err(unseen("belongs to another pod"));
-            }
-            (Some(_), Binding::Ours | Binding::Other) => continue,
-            (Some(Class::Invalid(problem)), _) => {
-                let text = format!("StorageClass {class_name} is invalid: {problem}");
+        match stand(index, pod, &wanted) {
+            Stand::Unseen(what) => return Err(unseen(what)),
+            Stand::Foreign | Stand::Served(_) => {}
+            Stand::InvalidClass { class, problem } => {
+                let text = format!("StorageClass {class} is invalid: {problem}");
                 return Err(Unclear::Refuse(Cause::InvalidClass, text));
             }
-            (Some(Class::Ours { fs_type, scoring }), _) => (*fs_type, *scoring),
-        };
-        if let Some(node) = selected(index, claim) {
-            if candidates.iter().any(|candidate| *candidate != node) {
+            Stand::InvalidClaim { problem, .. } => {
+                let text = format!("PersistentVolumeClaim {}: {problem}", wanted.name);
+                return Err(Unclear::Refuse(Cause::InvalidClaim, text));
+            }
+            Stand::Selected { node, .. } if candidates.iter().any(|candidate| *candidate != node) => {
                 // The scheduler offers other nodes only if it knows the selection to be withdrawn.
                 return Err(unseen("was selected to another node when last seen"));
             }
-            needs.pinned = Some(node.into());
-            if let Ok(request) = &claim.request {
-                // Counted already, unless the selection turns out to be withdrawn.
-                needs.pending.push(pending(key, claim, class_name, request.size));
+            Stand::Selected { node, claim, class } => {
+                needs.pinned = Some(node.into());
+                if let Ok(request) = &claim.request {
+                    // Counted already, unless the selection turns out to be withdrawn.
+                    needs.pending.push(pending(key, claim, class, request.size));
+                }
             }
-            continue;
+            Stand::Asks {
+                claim,
+                class,
+                size,
+                scoring,
+            } => {
+                if !needs.scorings.contains(&scoring) {
+                    needs.scorings.push(scoring);
+                }
+                needs.asks.push(Ask {
+                    claim_uid: claim.uid.to_string(),
+                    class: class.to_owned(),
+                    size,
+                });
+                needs.pending.push(pending(key, claim, class, size));
+            }
         }
-        let refuse = |problem: &str| {
-            let text = format!("PersistentVolumeClaim {}: {problem}", wanted.name);
-            Unclear::Refuse(Cause::InvalidClaim, text)
-        };
-        let request = claim.request.as_ref().map_err(|problem| refuse(problem))?;
-        large_enough(request.size, request.mode, fs_type).map_err(|problem| refuse(&problem.to_string()))?;
-        if !needs.scorings.contains(&scoring) {
-            needs.scorings.push(scoring);
-        }
-        needs.asks.push(Ask {
-            claim_uid: claim.uid.to_string(),
-            class: class_name.to_owned(),
-            size: request.size,
-        });
-        needs.pending.push(pending(key, claim, class_name, request.size));
     }
     Ok(needs)
+}
+
+/// Where one claim of a pod stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stand<'a> {
+    /// It, or its class, is not known in the state that the scheduler knows: what it has or is.
+    Unseen(&'static str),
+    /// It is none of ours.
+    Foreign,
+    /// It has its volume.
+    Served(&'a Claim),
+    /// The parameters of its class are wrong.
+    InvalidClass {
+        /// The class.
+        class: &'a str,
+        /// What is wrong.
+        problem: &'a str,
+    },
+    /// It asks for what cannot be served.
+    InvalidClaim {
+        /// The claim.
+        claim: &'a Claim,
+        /// What is wrong.
+        problem: Cow<'a, str>,
+    },
+    /// It goes to a node already.
+    Selected {
+        /// The node.
+        node: &'a str,
+        /// The claim.
+        claim: &'a Claim,
+        /// Its class.
+        class: &'a str,
+    },
+    /// It asks for a node.
+    Asks {
+        /// The claim.
+        claim: &'a Claim,
+        /// Its class.
+        class: &'a str,
+        /// At least this many bytes.
+        size: Bytes,
+        /// Which nodes with room its class prefers.
+        scoring: Scoring,
+    },
+}
+
+/// Where a claim of a pod stands.
+#[must_use]
+pub fn stand<'a>(index: &'a Index, pod: &Pod, wanted: &PodClaim) -> Stand<'a> {
+    let Some(claim) = index.claim(&claim_key(&pod.metadata.namespace, &wanted.name)) else {
+        return Stand::Unseen("has not been seen yet");
+    };
+    let Some(class) = claim.class.as_deref() else {
+        return Stand::Foreign;
+    };
+    let (fs_type, scoring) = match (index.class(class), claim.binding) {
+        (Some(Class::Foreign), _) => return Stand::Foreign,
+        (None, Binding::Ours | Binding::Other) => return Stand::Served(claim),
+        (None, Binding::Unbound) => return Stand::Unseen("has a StorageClass that has not been seen yet"),
+        // The scheduler refuses such pods itself: what it knows is newer, or is about to be.
+        (Some(_), _) if claim.deleting => return Stand::Unseen("is being deleted"),
+        (Some(_), _) if wanted.ephemeral && claim.owner.as_deref() != Some(pod.metadata.uid.as_str()) => {
+            return Stand::Unseen("belongs to another pod");
+        }
+        (Some(_), Binding::Ours | Binding::Other) => return Stand::Served(claim),
+        (Some(Class::Invalid(problem)), _) => return Stand::InvalidClass { class, problem },
+        (Some(Class::Ours { fs_type, scoring }), _) => (*fs_type, *scoring),
+    };
+    if let Some(node) = selected(index, claim) {
+        return Stand::Selected { node, claim, class };
+    }
+    let request = match &claim.request {
+        Ok(request) => request,
+        Err(problem) => {
+            let problem = Cow::Borrowed(&**problem);
+            return Stand::InvalidClaim { claim, problem };
+        }
+    };
+    if let Err(problem) = large_enough(request.size, request.mode, fs_type) {
+        let problem = Cow::Owned(problem.to_string());
+        return Stand::InvalidClaim { claim, problem };
+    }
+    Stand::Asks {
+        claim,
+        class,
+        size: request.size,
+        scoring,
+    }
 }
 
 fn pending(key: String, claim: &Claim, class: &str, size: Bytes) -> Pending {

@@ -61,7 +61,11 @@ impl Bench {
 
     fn reason(&mut self, pod: &Pod, node: &str) -> String {
         match self.ask(pod, &[node], AT_LAST) {
-            Verdict::Answer(Answer::Some { passed, refused }) if passed.is_empty() => refused[0].2.to_string(),
+            Verdict::Answer(Answer::Some {
+                passed,
+                refused,
+                reasons,
+            }) if passed.is_empty() => reasons[refused[0].1].text.to_string(),
             other => panic!("not refused: {other:?}"),
         }
     }
@@ -233,6 +237,25 @@ fn a_storage_that_is_not_ready_takes_nothing() {
         bench.reason(&mk_pod("p", &["a"]), "n0"),
         "node(s) had local storage of StorageClass fast not ready"
     );
+}
+
+#[test]
+fn nothing_new_goes_where_nobody_would_make_it() {
+    let mut bench = Bench::new();
+    mk_claim("a", "fast", 1).put(&mut bench.index);
+    selected(mk_claim("b", "fast", 1), "n0").put(&mut bench.index);
+    bench.index.silence(&["n0".to_owned(), "bare".to_owned()].into());
+    let pod = mk_pod("p", &["a"]);
+    assert_eq!(bench.passed(&pod, &NODES, AT_ONCE), ["n1", "n2"]);
+    assert_eq!(bench.reason(&pod, "n0"), "node(s) had no Quarry manager at work");
+    assert_eq!(bench.index.silent(), 1);
+    // What is there already, or on its way, is not held up.
+    assert_eq!(bench.passed(&mk_pod("q", &["b"]), &["n0"], AT_LAST), ["n0"]);
+    // A node that is known later, and one that is heard of again.
+    mk_storage("fast", "bare", "vg", 100, 0).put(&mut bench.index);
+    assert_eq!(bench.passed(&pod, &NODES, AT_ONCE), ["n1", "n2"]);
+    bench.index.silence(&["bare".to_owned()].into());
+    assert_eq!(bench.passed(&pod, &NODES, AT_ONCE), ["n0", "n1", "n2"]);
 }
 
 #[test]

@@ -1,10 +1,11 @@
-//! filter and prioritize: asks the index, and waits for the watches where that would change the answer.
+//! filter, prioritize and preempt: asks the index, and waits for the watches where that would change the answer.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::answered::Answered;
 use crate::api::Pod;
@@ -19,6 +20,7 @@ pub struct Extender {
     answered: Mutex<Answered>,
     changed: watch::Sender<()>,
     patience: Patience,
+    called: Notify,
     /// Its metrics.
     pub metrics: Metrics,
 }
@@ -32,6 +34,7 @@ impl Extender {
             answered: Mutex::default(),
             changed: watch::Sender::new(()),
             patience,
+            called: Notify::new(),
             metrics: Metrics::default(),
         }
     }
@@ -57,6 +60,15 @@ impl Extender {
         self.changed.send_replace(());
     }
 
+    /// From now on the managers of these nodes, and of no others, are silent.
+    pub fn silent(&self, nodes: &BTreeSet<String>) {
+        self.index
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .silence(nodes);
+        self.changed.send_replace(());
+    }
+
     /// Tells of every change of what is known.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<()> {
@@ -75,7 +87,7 @@ impl Extender {
         let remembered = self.patience.remembered;
         self.read(|index| {
             answered.prune(index, Instant::now(), remembered);
-            answered.crowd(index, "", remembered).len()
+            answered.crowd(index, "", &[], remembered).len()
         })
     }
 
@@ -85,20 +97,46 @@ impl Extender {
         self.read(|index| index.count(kind))
     }
 
+    /// Waits until kube-scheduler has called since this was last waited for.
+    pub async fn called(&self) {
+        self.called.notified().await;
+    }
+
     /// Which of the candidates can hold the pod's claims.
     pub async fn filter(&self, pod: &Pod, candidates: &[Cow<'_, str>]) -> Answer {
+        self.called.notify_one();
         if pod.claims().is_empty() {
             return Answer::All;
         }
+        let answer = self.settled(|begun| self.decide(pod, candidates, begun)).await;
+        self.metrics.answered(&answer);
+        answer
+    }
+
+    /// On which of the candidates the pod's claims would have room if pods there were evicted. That frees no volume, so it is
+    /// the room that there is now; pods that were answered just before may leave it yet. Nothing is remembered: the pod is
+    /// filtered before it is placed.
+    pub async fn preempt(&self, pod: &Pod, candidates: &[Cow<'_, str>]) -> Answer {
+        self.called.notify_one();
+        if pod.claims().is_empty() {
+            return Answer::All;
+        }
+        self.settled(|begun| {
+            let now = Instant::now();
+            let (mut nobody, waited) = (Answered::default(), now.duration_since(begun));
+            self.read(|index| decide::filter(index, &mut nobody, pod, candidates, &self.patience, now, waited))
+        })
+        .await
+    }
+
+    /// Asks for a decision until there is one.
+    async fn settled(&self, decide: impl Fn(Instant) -> Verdict) -> Answer {
         let begun = Instant::now();
         loop {
             // Subscribed before looking, so that no change in between is missed.
             let mut changes = self.changed.subscribe();
-            match self.decide(pod, candidates, begun) {
-                Verdict::Answer(answer) => {
-                    self.metrics.answered(&answer);
-                    return answer;
-                }
+            match decide(begun) {
+                Verdict::Answer(answer) => return answer,
                 Verdict::Wait(doubt, time) => {
                     self.metrics.waited(doubt);
                     // Whether it was a change or the time is seen by looking again.

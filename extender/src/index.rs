@@ -4,10 +4,12 @@
 //! node has is reckoned anew from its own objects whenever one of them changes. A class may come after its claims, a
 //! NodeLocalStorage after both, a volume before or after its claim is bound.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
+use foldhash::fast::RandomState;
 use quarry_crds::names::volume_name;
 
+use crate::board::{Board, NOWHERE};
 use crate::node::{Node, OnTheWay};
 use crate::objects::{Claim, Class, Storage, Volume};
 
@@ -61,14 +63,19 @@ pub trait Entry: Sized {
 #[derive(Debug, Default)]
 pub struct Index {
     classes: HashMap<Box<str>, Class>,
-    claims: HashMap<Box<str>, Claim>,
+    claims: HashMap<Box<str>, Claim, RandomState>,
     /// Where each volume of ours is, by its name.
-    volumes: HashMap<Box<str>, Slot>,
+    volumes: HashMap<Box<str>, Slot, RandomState>,
     /// Where each NodeLocalStorage is, by its name.
     storages: HashMap<Box<str>, Slot>,
-    slots: HashMap<Box<str>, Slot>,
+    /// Looked into for each candidate: by a hash that is fast for short names.
+    slots: HashMap<Box<str>, Slot, RandomState>,
     nodes: Vec<Node>,
+    /// What each class has on the nodes, by name of the class.
+    boards: HashMap<Box<str>, Board>,
     spare: Vec<Slot>,
+    /// Nodes whose manager is silent.
+    silent: BTreeSet<String>,
     /// Nodes to be reckoned anew.
     touched: HashSet<Slot>,
     filled: HashSet<Kind>,
@@ -98,6 +105,24 @@ impl Index {
         }
         self.filled.insert(E::KIND);
         self.reckon();
+    }
+
+    /// From now on the managers of these nodes, and of no others, are silent.
+    pub fn silence(&mut self, nodes: &BTreeSet<String>) {
+        self.silent.clone_from(nodes);
+        for (at, node) in self.nodes.iter_mut().enumerate() {
+            let silent = nodes.contains(&*node.name);
+            if std::mem::replace(&mut node.silent, silent) != silent {
+                self.touched.insert(Slot(at));
+            }
+        }
+        self.reckon();
+    }
+
+    /// How many of the nodes that hold anything of ours have a manager that is silent.
+    #[must_use]
+    pub fn silent(&self) -> usize {
+        self.nodes().filter(|node| node.silent).count()
     }
 
     /// The kinds that have not been listed yet.
@@ -146,6 +171,18 @@ impl Index {
         Some((slot, &self.nodes[slot.0]))
     }
 
+    /// Where a node is on the boards.
+    #[must_use]
+    pub fn slot(&self, name: &str) -> Option<Slot> {
+        self.slots.get(name).copied()
+    }
+
+    /// What a class has on each node.
+    #[must_use]
+    pub fn board(&self, class: &str) -> &Board {
+        self.boards.get(class).unwrap_or(&NOWHERE)
+    }
+
     /// Everything that is known of nodes.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.iter().filter(|node| !node.is_empty())
@@ -172,6 +209,7 @@ impl Index {
                     Slot(self.nodes.len() - 1)
                 });
                 self.nodes[slot.0].name = name.into();
+                self.nodes[slot.0].silent = self.silent.contains(name);
                 self.slots.insert(name.into(), slot);
                 slot
             }
@@ -187,6 +225,9 @@ impl Index {
 
     /// Reckons anew what has changed.
     fn reckon(&mut self) {
+        if self.touched.is_empty() {
+            return;
+        }
         for slot in std::mem::take(&mut self.touched) {
             let node = &mut self.nodes[slot.0];
             if node.is_empty() {
@@ -196,7 +237,17 @@ impl Index {
             } else {
                 node.reckon();
             }
+            let node = &self.nodes[slot.0];
+            for class in node.storages.values().map(|storage| &storage.class) {
+                if !self.boards.contains_key(class) {
+                    self.boards.insert(class.clone(), Board::default());
+                }
+            }
+            for (class, board) in &mut self.boards {
+                board.put(slot, node, class);
+            }
         }
+        self.boards.retain(|_, board| !board.is_empty());
     }
 }
 

@@ -203,7 +203,20 @@ fn picture(index: &Index) -> Vec<String> {
         .nodes()
         .map(|node| {
             let classes: Vec<_> = (0..3)
-                .map(|class| node.standing(&format!("c{class}"), &crate::node::Besides::default()))
+                .map(|class| {
+                    let class = format!("c{class}");
+                    let slot = index.slot(&node.name).expect("a slot");
+                    let board = index.board(&class);
+                    let cell = board.cell(slot);
+                    let standing = cell.standing(&crate::node::Besides::default());
+                    assert_eq!(standing, node.standing(&class), "the board says what the node says");
+                    let group = cell.group();
+                    let named = group.map(|group| (group.at(), group.extent_size, board.name(group)));
+                    let of_node = node.position_of(&class).map(|at| (at, &node.groups()[at]));
+                    let of_node = of_node.map(|(at, group)| (at, group.extent_size, group.name.as_str()));
+                    assert_eq!(named, of_node);
+                    format!("{standing:?} {named:?}")
+                })
                 .collect();
             format!("{} {:?} {classes:?}", node.name, node.groups())
         })

@@ -32,6 +32,11 @@ struct Watched {
     kind: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Action {
+    action: &'static str,
+}
+
 /// What the extender counts.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -39,6 +44,7 @@ pub struct Metrics {
     rejections: Family<Reason, Counter>,
     waits: Family<Reason, Counter>,
     watch_failures: Family<Watched, Counter>,
+    clean_ups: Family<Action, Counter>,
 }
 
 impl Default for Metrics {
@@ -52,6 +58,7 @@ impl Default for Metrics {
             rejections: Family::default(),
             waits: Family::default(),
             watch_failures: Family::default(),
+            clean_ups: Family::default(),
         }
     }
 }
@@ -66,7 +73,7 @@ impl Metrics {
     pub fn answered(&self, answer: &Answer) {
         let reasons: BTreeSet<&'static str> = match answer {
             Answer::All => return,
-            Answer::Some { refused, .. } => refused.iter().map(|(_, cause, _)| cause.as_str()).collect(),
+            Answer::Some { reasons, .. } => reasons.iter().map(|reason| reason.cause.as_str()).collect(),
             Answer::Error(doubt, _) => [doubt.as_str()].into(),
         };
         for reason in reasons {
@@ -85,16 +92,25 @@ impl Metrics {
         let kind = kind.as_str();
         self.watch_failures.get_or_create(&Watched { kind }).inc();
     }
+
+    /// Something was done about an object of a node that is gone.
+    pub fn cleaned_up(&self, action: &'static str) {
+        self.clean_ups.get_or_create(&Action { action }).inc();
+    }
 }
 
 impl Cause {
-    const fn as_str(self) -> &'static str {
+    /// As metrics name it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::InvalidClaim => "invalid_claim",
             Self::InvalidClass => "invalid_class",
             Self::OtherNode => "other_node",
             Self::NotInClass => "not_in_class",
             Self::NotReady => "storage_not_ready",
+            Self::Silent => "manager_silent",
+            Self::MetadataFull => "metadata_full",
             Self::NoRoom => "no_room",
             Self::Crowded => "crowded",
         }
@@ -135,6 +151,11 @@ pub fn register(registry: &mut Registry, extender: &Arc<Extender>) {
         "watch_failures",
         "Failures of watches, each tried again",
         metrics.watch_failures.clone(),
+    );
+    registry.register(
+        "lost_node_actions",
+        "What was done about objects of nodes that are gone",
+        metrics.clean_ups.clone(),
     );
     registry.register_collector(Box::new(Live(Arc::clone(extender))));
 }
@@ -182,6 +203,12 @@ impl Collector for Live {
             "outstanding_pods",
             "Pods answered whose node is not known yet",
             &[(vec![], outstanding)],
+        )?;
+        let silent = u64::try_from(self.0.read(crate::index::Index::silent)).unwrap_or(u64::MAX);
+        gauge(
+            "silent_managers",
+            "Nodes whose manager was not heard of for long: no new volumes are placed there",
+            &[(vec![], silent)],
         )?;
         let in_flight = self.0.read(in_flight);
         for (name, help, value) in [

@@ -25,6 +25,8 @@ pub struct OnTheWay {
 pub struct Node {
     /// Its name.
     pub name: Box<str>,
+    /// Whether its manager is silent: nobody would make a volume there.
+    pub(crate) silent: bool,
     /// Its NodeLocalStorages, by name.
     pub(crate) storages: BTreeMap<Box<str>, Storage>,
     /// The volumes of ours that it holds, by name.
@@ -67,11 +69,22 @@ impl Node {
         &self.groups
     }
 
+    /// The volumes of ours that it holds, with their names.
+    pub fn volumes(&self) -> impl Iterator<Item = (&str, &Volume)> {
+        self.volumes.iter().map(|(name, volume)| (&**name, volume))
+    }
+
     /// The volume group of a class here.
     #[must_use]
     pub fn group_of(&self, class: &str) -> Option<&Group> {
+        self.groups.get(self.position_of(class)?)
+    }
+
+    /// The position of that group among the volume groups.
+    #[must_use]
+    pub fn position_of(&self, class: &str) -> Option<usize> {
         let figures = self.storage(class)?.figures.as_ref()?;
-        self.groups.iter().find(|group| group.uuid == figures.uuid)
+        self.groups.iter().position(|group| group.uuid == figures.uuid)
     }
 
     /// Class, node and size of its volume groups, also where volumes cannot be made now.
@@ -82,21 +95,28 @@ impl Node {
         })
     }
 
-    /// What a class has here, less what is taken besides: by volume group, in extents.
+    /// What a class has here. [`crate::board`] has the same for every node of a class.
     #[must_use]
-    pub fn standing(&self, class: &str, besides: &Besides) -> Standing {
+    pub fn standing(&self, class: &str) -> Standing {
         let Some(storage) = self.storage(class) else {
             return Standing::Absent;
         };
-        let Some(group) = self.group_of(class).filter(|_| storage.ready) else {
-            return Standing::NotReady;
+        if self.silent {
+            return Standing::Silent;
+        }
+        let Some(at) = self.position_of(class).filter(|_| storage.ready) else {
+            return if storage.metadata_full {
+                Standing::MetadataFull
+            } else {
+                Standing::NotReady
+            };
         };
+        let group = &self.groups[at];
         Standing::Ready(Offer {
-            volume_group: group.name.clone(),
-            volume_group_uuid: group.uuid.clone(),
+            group: at,
             extent_size: group.extent_size,
             size: group.size,
-            free: group.free.minus(besides.of(&group.uuid)),
+            free: group.free,
         })
     }
 
@@ -131,13 +151,10 @@ impl Node {
             }
         }
         for claim in self.on_the_way.values() {
-            if self.volumes.contains_key(volume_name(&claim.claim_uid).as_str()) {
-                continue;
-            }
-            let Some(figures) = self.storage(&claim.class).and_then(|storage| storage.figures.as_ref()) else {
+            let Some(uuid) = self.counts_in(claim) else {
                 continue;
             };
-            if let Some((group, account)) = accounts.iter_mut().find(|(group, _)| group.uuid == figures.uuid) {
+            if let Some((group, account)) = accounts.iter_mut().find(|(group, _)| group.uuid == uuid) {
                 let extents = group.extent_size.holding(claim.size);
                 account.count(&claim.claim_uid, extents);
                 group.in_flight = group.in_flight.plus(extents);
@@ -153,21 +170,37 @@ impl Node {
             .collect();
     }
 
+    /// UUID of the volume group in which a claim on its way takes space beside the volumes.
+    fn counts_in(&self, claim: &OnTheWay) -> Option<&str> {
+        if self.volumes.contains_key(volume_name(&claim.claim_uid).as_str()) {
+            return None;
+        }
+        Some(self.storage(&claim.class)?.figures.as_ref()?.uuid.as_str())
+    }
+
+    /// The claims on their way to a volume group, with their keys.
+    pub fn in_flight(&self, uuid: &str) -> impl Iterator<Item = (&str, &OnTheWay)> {
+        self.on_the_way
+            .iter()
+            .filter(move |(_, claim)| self.counts_in(claim) == Some(uuid))
+            .map(|(key, claim)| (&**key, claim))
+    }
+
     fn storage(&self, class: &str) -> Option<&Storage> {
         self.storages.values().find(|storage| *storage.class == *class)
     }
 }
 
-/// Extents that are to be kept free besides what is counted, by UUID of the volume group.
+/// Extents that are to be kept free besides what is counted, by position of the volume group.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Besides(Vec<(String, Extents)>);
+pub struct Besides(Vec<(usize, Extents)>);
 
 impl Besides {
     /// Adds to what is to be kept free.
-    pub fn add(&mut self, group: &str, extents: Extents) {
-        match self.0.iter_mut().find(|(uuid, _)| uuid == group) {
+    pub fn add(&mut self, group: usize, extents: Extents) {
+        match self.0.iter_mut().find(|(at, _)| *at == group) {
             Some((_, sum)) => *sum = sum.plus(extents),
-            None => self.0.push((group.to_owned(), extents)),
+            None => self.0.push((group, extents)),
         }
     }
 
@@ -177,10 +210,10 @@ impl Besides {
         self.0.is_empty()
     }
 
-    fn of(&self, group: &str) -> Extents {
+    pub(crate) fn of(&self, group: usize) -> Extents {
         self.0
             .iter()
-            .find(|(uuid, _)| uuid == group)
+            .find(|(at, _)| *at == group)
             .map_or(Extents::ZERO, |(_, extents)| *extents)
     }
 }

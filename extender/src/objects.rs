@@ -5,10 +5,13 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use quarry_crds::claim::{self, VolumeMode};
 use quarry_crds::conditions::shorten;
 use quarry_crds::extents::Bytes;
+use quarry_crds::lost_nodes;
 use quarry_crds::names::volume_name;
 use quarry_crds::node_local_storage::{GroupFigures, NodeLocalStorage};
-use quarry_crds::persistent_volume;
+use quarry_crds::persistent_volume::{self, Disposal};
 use quarry_crds::storage_class::{ClassParameters, FsType, Scoring, is_ours};
+
+use crate::index::claim_key;
 
 /// Reasons end up in pod events, each once a pod: enough of them to act on, and no more.
 const REASON_MAX: usize = 256;
@@ -46,6 +49,8 @@ pub struct Claim {
     pub owner: Option<Box<str>>,
     /// Whether it is being deleted.
     pub deleting: bool,
+    /// Whether its owner wants it to be deleted when the node of its volume is gone for good.
+    pub given_up_with_node: bool,
 }
 
 /// How far a claim is.
@@ -79,6 +84,10 @@ pub struct Volume {
     pub group: Box<str>,
     /// Its size.
     pub size: Bytes,
+    /// Key of the claim that it is bound to, or is to be.
+    pub claim: Box<str>,
+    /// What is to be done with it.
+    pub disposal: Disposal,
 }
 
 /// A NodeLocalStorage.
@@ -92,6 +101,8 @@ pub struct Storage {
     pub group: Box<str>,
     /// Whether volumes can be made.
     pub ready: bool,
+    /// Whether it is LVM's metadata area that has no room for one more.
+    pub metadata_full: bool,
     /// The figures of its volume group, once they are known.
     pub figures: Option<GroupFigures>,
 }
@@ -145,6 +156,7 @@ impl Claim {
                 .map(|owner| owner.uid.as_str().into())
                 .next(),
             deleting: claim.metadata.deletion_timestamp.is_some(),
+            given_up_with_node: lost_nodes::may_be_deleted(claim),
         }
     }
 
@@ -163,11 +175,18 @@ impl Volume {
     #[must_use]
     pub fn read(volume: &PersistentVolume) -> Option<Self> {
         let ours = persistent_volume::ours(volume)?;
+        let claim = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
+        let part = |part: Option<&String>| part.cloned().unwrap_or_default();
         Some(Self {
             claim_uid: ours.claim_uid.into(),
             node: ours.node.into(),
             group: ours.volume_group_uuid.into(),
             size: ours.size,
+            claim: claim
+                .map(|claim| claim_key(&part(claim.namespace.as_ref()), &part(claim.name.as_ref())))
+                .unwrap_or_default()
+                .into(),
+            disposal: persistent_volume::disposal(volume),
         })
     }
 }
@@ -185,6 +204,7 @@ impl Storage {
             node: storage.spec.node_name.as_str().into(),
             group: storage.spec.volume_group.as_str().into(),
             ready: storage.is_ready(),
+            metadata_full: storage.is_metadata_full(),
             figures: group.and_then(|group| group.figures()),
         })
     }

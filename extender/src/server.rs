@@ -1,27 +1,28 @@
-//! The port that kube-scheduler calls: POST filter, POST prioritize.
+//! The port that kube-scheduler calls: POST filter, POST prioritize, POST preempt.
 //!
 //! kube-scheduler reads an answer only if its status is 200: what cannot be said of a pod is a 200 with `Error`, and only
 //! what is no request of a scheduler gets another status, with `Error` in JSON too.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
+use axum::body::{Body, BodyDataStream, Bytes, HttpBody};
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use serde::Serialize;
+use futures::StreamExt;
+use serde::{Serialize, Serializer};
 use thiserror::Error;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::api::{ExtenderArgs, FilterResult, HostPriority, NodeListResult};
+use crate::api::{ExtenderArgs, FilterResult, HostPriority, NodeListResult, Passed, Refused};
 use crate::decide::Answer;
 use crate::handlers::Extender;
+use crate::preemption::{PreemptionArgs, PreemptionResult};
 
 /// What a request may cost.
 #[derive(Debug, Clone, Copy)]
@@ -30,8 +31,8 @@ pub struct RequestLimits {
     pub body: usize,
     /// How long a body may take to arrive.
     pub body_read: Duration,
-    /// How many bodies are held at a time.
-    pub requests: usize,
+    /// How many bytes of bodies are held at a time, whoever sends them; more have to wait. At least one body fits.
+    pub held: usize,
 }
 
 impl Default for RequestLimits {
@@ -40,10 +41,13 @@ impl Default for RequestLimits {
             // 5,000 nodes as objects with many images and labels are tens of MiB.
             body: 128 << 20,
             body_read: Duration::from_secs(10),
-            requests: 16,
+            held: 256 << 20,
         }
     }
 }
+
+/// What is set aside for a body before it arrives, at most, in bytes.
+const PREALLOCATED: usize = 1 << 20;
 
 /// A request that is none.
 #[derive(Debug, Error)]
@@ -60,10 +64,12 @@ enum RequestError {
     Malformed(#[from] serde_json::Error),
     #[error("the answer could not be written: {0}")]
     Unwritable(serde_json::Error),
-    #[error("{0} is not served here; use POST /filter or POST /prioritize")]
+    #[error("{0} is not served here; use POST /filter, POST /prioritize or POST /preempt")]
     NotFound(String),
     #[error("use POST")]
     Method,
+    #[error("{0}")]
+    Unknown(String),
 }
 
 impl RequestError {
@@ -75,6 +81,7 @@ impl RequestError {
             Self::Unwritable(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Unknown(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
@@ -92,7 +99,8 @@ impl IntoResponse for RequestError {
 struct Server {
     extender: Arc<Extender>,
     limits: RequestLimits,
-    places: Arc<Semaphore>,
+    /// KiB that bodies may still take.
+    room: Arc<Semaphore>,
     dump: bool,
 }
 
@@ -101,22 +109,22 @@ pub fn router(extender: Arc<Extender>, limits: RequestLimits, dump: bool) -> Rou
     let server = Server {
         extender,
         limits,
-        places: Arc::new(Semaphore::new(limits.requests)),
+        room: Arc::new(Semaphore::new(kib(limits.held.max(limits.body)))),
         dump,
     };
     Router::new()
         .route("/filter", post(filter))
         .route("/prioritize", post(prioritize))
+        .route("/preempt", post(preempt))
         .method_not_allowed_fallback(|| async { RequestError::Method })
         .fallback(|request: Request| async move { RequestError::NotFound(request.uri().path().to_owned()) })
-        .layer(DefaultBodyLimit::max(limits.body))
         .with_state(server)
 }
 
 async fn filter(State(server): State<Server>, request: Request) -> Result<Response, RequestError> {
     let begun = Instant::now();
     let body = server.body("filter", request).await?;
-    let args: ExtenderArgs<'_> = serde_json::from_slice(&body)?;
+    let mut args: ExtenderArgs<'_> = serde_json::from_slice(&body.bytes)?;
     let names = args.names()?;
     let answer = server.extender.filter(&args.pod, &names).await;
     log(&args, &names, &answer);
@@ -128,47 +136,79 @@ async fn filter(State(server): State<Server>, request: Request) -> Result<Respon
 async fn prioritize(State(server): State<Server>, request: Request) -> Result<Response, RequestError> {
     let begun = Instant::now();
     let body = server.body("prioritize", request).await?;
-    let args: ExtenderArgs<'_> = serde_json::from_slice(&body)?;
+    let mut args: ExtenderArgs<'_> = serde_json::from_slice(&body.bytes)?;
     let names = args.names()?;
     let scores = server.extender.prioritize(&args.pod, &names);
-    let list: Vec<HostPriority<'_>> = names
-        .iter()
-        .zip(scores)
-        .map(|(name, score)| HostPriority {
-            host: Cow::Borrowed(name.as_ref()),
-            score,
-        })
-        .collect();
-    let response = server.respond("prioritize", &list)?;
+    let response = server.respond(
+        "prioritize",
+        &Scores {
+            names: &names,
+            scores: &scores,
+        },
+    )?;
     server.extender.metrics.served("prioritize", begun.elapsed());
     Ok(response)
 }
 
+/// An answer has no field for an error: what cannot be said gets another status than 200.
+async fn preempt(State(server): State<Server>, request: Request) -> Result<Response, RequestError> {
+    let begun = Instant::now();
+    let body = server.body("preempt", request).await?;
+    let args: PreemptionArgs<'_> = serde_json::from_slice(&body.bytes)?;
+    let candidates = args.candidates();
+    let names: Vec<_> = candidates.keys().map(|name| Cow::Borrowed(name.as_str())).collect();
+    let result = match server.extender.preempt(&args.pod, &names).await {
+        Answer::All => PreemptionResult::of(&candidates, |_| true),
+        Answer::Some { passed, .. } => {
+            let kept: BTreeSet<&str> = passed.iter().map(|at| names[*at].as_ref()).collect();
+            PreemptionResult::of(&candidates, |name| kept.contains(name))
+        }
+        Answer::Error(_, text) => return Err(RequestError::Unknown(text)),
+    };
+    let (pod, of, passed) = (&args.pod.metadata, candidates.len(), result.len());
+    tracing::info!(pod.namespace, pod.name, of, passed, "asked where to evict pods");
+    let response = server.respond("preempt", &result)?;
+    server.extender.metrics.served("preempt", begun.elapsed());
+    Ok(response)
+}
+
+/// A body, and the room that it takes until it is dropped.
+struct Held {
+    bytes: Bytes,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
 impl Server {
-    async fn body(&self, verb: &'static str, request: Request) -> Result<Bytes, RequestError> {
-        let read = async {
-            // A semaphore that is never closed always gives a place.
-            let _place = self.places.acquire().await;
-            Bytes::from_request(request, &()).await
-        };
-        let body = match tokio::time::timeout(self.limits.body_read, read).await {
+    async fn body(&self, verb: &'static str, request: Request) -> Result<Held, RequestError> {
+        let body = match tokio::time::timeout(self.limits.body_read, self.read(request.into_body())).await {
             Err(_) => return Err(RequestError::TooSlow(self.limits.body_read)),
-            Ok(Err(rejection)) => return Err(self.rejected(&rejection)),
-            Ok(Ok(body)) if body.is_empty() => return Err(RequestError::Empty),
-            Ok(Ok(body)) => body,
+            Ok(body) => body?,
         };
+        if body.bytes.is_empty() {
+            return Err(RequestError::Empty);
+        }
         if self.dump {
-            tracing::debug!(verb, "request: {}", String::from_utf8_lossy(&body));
+            tracing::debug!(verb, "request: {}", String::from_utf8_lossy(&body.bytes));
         }
         Ok(body)
     }
 
-    fn rejected(&self, rejection: &BytesRejection) -> RequestError {
-        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            RequestError::TooLarge(self.limits.body)
-        } else {
-            RequestError::Unreadable(rejection.body_text())
+    /// Reads a body once there is room for it. One that is announced as too large takes none.
+    async fn read(&self, body: Body) -> Result<Held, RequestError> {
+        let limit = self.limits.body;
+        let hint = body.size_hint();
+        if hint.lower() > limit as u64 {
+            discard(body.into_data_stream(), limit.saturating_mul(2)).await;
+            return Err(RequestError::TooLarge(limit));
         }
+        let most = hint
+            .upper()
+            .map_or(limit, |most| usize::try_from(most).unwrap_or(limit).min(limit));
+        let room = Arc::clone(&self.room).acquire_many_owned(u32::try_from(kib(most)).unwrap_or(u32::MAX));
+        // A semaphore that is never closed always gives room.
+        let room = room.await.ok();
+        let bytes = read_body(body, limit).await?;
+        Ok(Held { bytes, _room: room })
     }
 
     fn respond(&self, verb: &'static str, answer: &impl Serialize) -> Result<Response, RequestError> {
@@ -180,26 +220,89 @@ impl Server {
     }
 }
 
+/// Whole KiB that hold so many bytes.
+const fn kib(bytes: usize) -> usize {
+    bytes.div_ceil(1024)
+}
+
+/// Reads a body of up to `limit` bytes.
+async fn read_body(body: Body, limit: usize) -> Result<Bytes, RequestError> {
+    let exact = body.size_hint().exact();
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(limit);
+    let mut parts = body.into_data_stream();
+    let mut read = Vec::new();
+    while let Some(part) = parts.next().await {
+        let part = part.map_err(|error| RequestError::Unreadable(error.to_string()))?;
+        if read.len().saturating_add(part.len()) > limit {
+            drop(read);
+            discard(parts, limit).await;
+            return Err(RequestError::TooLarge(limit));
+        }
+        if exact == Some(part.len() as u64) {
+            // All of it has come in one piece: no need to copy it.
+            return Ok(part);
+        }
+        read.reserve(announced.min(limit).min(PREALLOCATED).saturating_sub(read.len()));
+        read.extend_from_slice(&part);
+    }
+    Ok(read.into())
+}
+
+/// Reads the rest of a body that is too large, up to as much again: a connection that is closed with bytes unread is
+/// reset, and the client that still sends never sees the answer.
+async fn discard(mut parts: BodyDataStream, most: usize) {
+    let mut left = most;
+    while let Some(Ok(part)) = parts.next().await {
+        let Some(rest) = left.checked_sub(part.len()) else {
+            return;
+        };
+        left = rest;
+    }
+}
+
+/// `HostPriorityList`.
+struct Scores<'a> {
+    names: &'a [Cow<'a, str>],
+    scores: &'a [i64],
+}
+
+impl Serialize for Scores<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let entries = self.names.iter().zip(self.scores);
+        serializer.collect_seq(entries.map(|(name, score)| HostPriority {
+            host: Cow::Borrowed(name),
+            score: *score,
+        }))
+    }
+}
+
 fn filter_result<'a>(args: &ExtenderArgs<'a>, names: &'a [Cow<'a, str>], answer: &'a Answer) -> FilterResult<'a> {
-    let all: Vec<usize>;
-    let (passed, failed, error): (&[usize], BTreeMap<&str, &str>, &str) = match answer {
-        Answer::All => {
-            all = (0..names.len()).collect();
-            (&all, BTreeMap::new(), "")
+    let (passed, failed, error) = match answer {
+        Answer::All => (Passed::All(names), Refused::default(), ""),
+        Answer::Some {
+            passed,
+            refused,
+            reasons,
+        } => {
+            let failed = Refused {
+                names,
+                refused,
+                reasons,
+            };
+            (Passed::At(names, passed), failed, "")
         }
-        Answer::Some { passed, refused } => {
-            let failed = refused
-                .iter()
-                .map(|(at, _, reason)| (names[*at].as_ref(), reason.as_ref()));
-            (passed, failed.collect(), "")
-        }
-        Answer::Error(_, text) => (&[], BTreeMap::new(), text),
+        Answer::Error(_, text) => (Passed::All(&[]), Refused::default(), text.as_str()),
     };
     let items = args.nodes.as_ref().and_then(|nodes| nodes.items.as_ref());
     FilterResult {
-        nodes: items.map(|items| NodeListResult::of(passed.iter().map(|at| items[*at]).collect())),
-        node_names: passed.iter().map(|at| names[*at].as_ref()).collect(),
-        failed_nodes: BTreeMap::new(),
+        nodes: items.map(|items| {
+            NodeListResult::of(match passed {
+                Passed::All(names) => items.iter().copied().take(names.len()).collect(),
+                Passed::At(_, passed) => passed.iter().map(|at| items[*at]).collect(),
+            })
+        }),
+        node_names: passed,
+        failed_nodes: Refused::default(),
         failed_and_unresolvable_nodes: failed,
         error,
     }
@@ -209,11 +312,16 @@ fn log(args: &ExtenderArgs<'_>, names: &[Cow<'_, str>], answer: &Answer) {
     let pod = &args.pod.metadata;
     match answer {
         Answer::All => {}
-        Answer::Some { passed, refused } => {
-            let mut reasons: HashMap<&str, usize> = HashMap::new();
-            for (_, _, reason) in refused {
-                *reasons.entry(reason).or_default() += 1;
+        Answer::Some {
+            passed,
+            refused,
+            reasons,
+        } => {
+            let mut counts = vec![0_usize; reasons.len()];
+            for (_, reason) in refused {
+                counts[*reason] += 1;
             }
+            let reasons: BTreeMap<&str, usize> = reasons.iter().map(|reason| &*reason.text).zip(counts).collect();
             let (of, passed) = (names.len(), passed.len());
             tracing::info!(pod.namespace, pod.name, of, passed, ?reasons, "filtered");
         }

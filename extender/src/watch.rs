@@ -101,7 +101,8 @@ where
     }
 }
 
-fn key(metadata: &ObjectMeta) -> String {
+/// The key of an object in the index.
+pub(crate) fn key(metadata: &ObjectMeta) -> String {
     let name = metadata.name.as_deref().unwrap_or_default();
     match metadata.namespace.as_deref() {
         Some(namespace) => claim_key(namespace, name),

@@ -1,57 +1,78 @@
 //! What a volume group has and what is left of it → NodeLocalStorage.status; written on change only.
 
 use quarry_process::Shutdown;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
-use kube::{Client, Resource, ResourceExt};
+use kube::{Resource, ResourceExt};
 use quarry_crds::capacity::reserved;
+use quarry_crds::conditions::Finding;
+use quarry_crds::disk_faults::{DiskFault, FaultKind, degraded};
 use quarry_crds::names::{FIELD_MANAGER, claim_uid_of_volume};
 use quarry_crds::node_local_storage::{
-    DiskStatus, GroupFigures, NodeLocalStorageStatus, VolumeGroupStatus, condition, phase,
+    DiskStatus, GroupFigures, METADATA_FULL, NodeLocalStorageStatus, VolumeGroupStatus, condition, phase,
 };
 use quarry_crds::tags::VolumeTags;
-use quarry_crds::volume_group::{DiskStanding, findings};
+use quarry_crds::volume_group::{DiskStanding, findings, is_loss};
 use quarry_crds::{Extents, NodeLocalStorage, conditions};
-use quarry_process::events::Saying;
 use serde_json::json;
 
 use crate::context::{Context, Objects, Probed};
-use crate::lvm::{State, VolumeGroup};
-use crate::volume_group::{self, View, is_metadata_low};
+use crate::disk_faults::{all_failing, volumes_on, without_failing};
+use crate::lvm::{PhysicalVolume, State, VolumeGroup};
+use crate::orphans::Orphans;
+use crate::provision;
+use crate::startup_taint;
+use crate::telling;
+use crate::volume_group::{self, Pass, View, is_metadata_low};
 
+/// Why a group is degraded that lacks volumes of claims.
+pub(crate) const VOLUME_MISSING: &str = "VolumeMissing";
 /// Changes within this time are one write.
 const DEBOUNCE: Duration = Duration::from_millis(250);
 /// There is at most one write in this time, of each object.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// A volume that is to be closed is looked at again after this time.
+const CLOSED: Duration = Duration::from_secs(3);
 
-/// The extender has seen new figures by then.
-const WAKE_AFTER: Duration = Duration::from_millis(500);
-/// On a node: when its free local storage grew last.
-const SPACE_ANNOTATION: &str = "quarry.dev/space-returned";
-
-/// Runs a pass whenever something changed: an object, a disk, LVM. At most one a second.
-pub async fn keep_true(context: Arc<Context>, shutdown: Shutdown) {
+/// Runs a pass whenever something changed: an object, a disk, LVM. At most one a second. With `startup_taint`, takes that
+/// off the node after a pass.
+pub async fn keep_true(context: Arc<Context>, shutdown: Shutdown, startup_taint: bool) {
     let mut lvm = context.inventory.changes();
     let mut failures = 0_u32;
+    // Whoever ran before may have died between new figures and telling of them.
+    let mut start = true;
     loop {
         match volume_group::pass(&context).await {
-            Ok(()) => failures = 0,
+            Ok(pass) => {
+                failures = if pass == Pass::Complete {
+                    0
+                } else {
+                    failures.saturating_add(1)
+                };
+                if std::mem::take(&mut start) {
+                    context.wake.owe();
+                }
+                if startup_taint && let Err(error) = startup_taint::lift(&context).await {
+                    failures = failures.max(1);
+                    tracing::warn!(%error, "the start-up taint was not taken off; it is tried again");
+                }
+            }
             Err(error) => {
                 failures = failures.saturating_add(1);
                 tracing::warn!(%error, "a pass over the volume groups failed; it is tried again");
             }
         }
         let again = async {
-            if failures == 0 {
-                std::future::pending::<()>().await;
+            match failures {
+                0 if context.groups.renewed.is_waiting() => tokio::time::sleep(CLOSED).await,
+                0 => std::future::pending().await,
+                failures => tokio::time::sleep(Duration::from_secs(1 << failures.min(6))).await,
             }
-            tokio::time::sleep(Duration::from_secs(1 << failures.min(6))).await;
         };
         tokio::time::sleep(INTERVAL.saturating_sub(DEBOUNCE)).await;
         tokio::select! {
@@ -74,11 +95,17 @@ pub async fn publish(context: &Context, storage: &NodeLocalStorage) -> Result<()
         return Ok(());
     };
     let state = context.inventory.get();
-    let status = status(storage, &view, &state, &context.objects);
+    let trouble = context.inventory.trouble();
+    let machine = context.machine.as_deref();
+    let (objects, orphans) = (&context.objects, &context.orphans);
+    let status = status(storage, &view, &state, trouble.as_deref(), objects, machine, orphans);
+    measure(context, &storage.spec.volume_group, &state);
     if storage.status.as_ref() == Some(&status) {
-        return Ok(());
+        // Whoever published the status may have died before this.
+        return publish_for_scheduler(context, storage, &status).await;
     }
-    tell_changes(context, storage, &status).await;
+    telling::changes(context, storage, &status).await;
+    crash_point!("status-before-patch");
     let object = json!({
         "apiVersion": NodeLocalStorage::api_version(&()),
         "kind": NodeLocalStorage::kind(&()),
@@ -93,8 +120,10 @@ pub async fn publish(context: &Context, storage: &NodeLocalStorage) -> Result<()
         .await
     {
         Ok(_) => {
+            crash_point!("status-after-patch");
+            publish_for_scheduler(context, storage, &status).await?;
             if grew {
-                tokio::spawn(wake_waiting_pods(context.client.clone(), context.node.clone()));
+                context.wake.owe();
             }
             Ok(())
         }
@@ -104,9 +133,44 @@ pub async fn publish(context: &Context, storage: &NodeLocalStorage) -> Result<()
     }
 }
 
-/// Whether more is free than was published before.
+async fn publish_for_scheduler(
+    context: &Context,
+    storage: &NodeLocalStorage,
+    status: &NodeLocalStorageStatus,
+) -> Result<(), kube::Error> {
+    let hostname = context.objects.hostname();
+    let capacity = &context.storage_capacity;
+    capacity
+        .publish(&context.client, storage, status, hostname.as_deref())
+        .await
+}
+
+/// The figures of a volume group, for Prometheus.
+fn measure(context: &Context, name: &str, state: &State) {
+    let mut ours = state
+        .groups_named(name)
+        .filter(|group| quarry_crds::tags::is_ours(&group.tags));
+    match ours.next() {
+        Some(group) => {
+            let bytes = |extents| group.extent_size.size_of(extents).unwrap_or_default();
+            context.metrics.group(
+                name,
+                bytes(group.size),
+                bytes(group.allocatable(&[])),
+                group.metadata_free,
+            );
+        }
+        None => context.metrics.no_group(name),
+    }
+}
+
+/// Whether volumes may fit that did not before: more is free than was published, or the group can be used again.
 fn has_grown(storage: &NodeLocalStorage, new: &NodeLocalStorageStatus) -> bool {
     let figures = |status: &NodeLocalStorageStatus| status.volume_group.as_ref().and_then(VolumeGroupStatus::figures);
+    // While it was not ready nothing was placed there, whatever the figures said.
+    if new.is_ready() && !storage.is_ready() {
+        return true;
+    }
     match (storage.status.as_ref().and_then(figures), figures(new)) {
         (Some(old), Some(new)) => new.free > old.free || new.reserved < old.reserved,
         (None, new) => new.is_some(),
@@ -114,42 +178,65 @@ fn has_grown(storage: &NodeLocalStorage, new: &NodeLocalStorageStatus) -> bool {
     }
 }
 
-/// Touches this node, which makes kube-scheduler look again at pods that an extender refused. It knows nothing of a
-/// NodeLocalStorage, and where it was woken by the deletion of a volume it may have asked before the extender saw that.
-async fn wake_waiting_pods(client: Client, node: String) {
-    tokio::time::sleep(WAKE_AFTER).await;
-    let patch = json!({"metadata": {"annotations": {SPACE_ANNOTATION: Timestamp::now().to_string()}}});
-    let nodes: Api<Node> = Api::all(client);
-    if let Err(error) = nodes
-        .patch_metadata(&node, &PatchParams::default(), &Patch::Merge(patch))
-        .await
-    {
-        tracing::warn!(%error, "waiting pods were not woken");
-    }
-}
-
-/// The status of a NodeLocalStorage: a function of what was seen.
+/// The status of a NodeLocalStorage: a function of what was seen. `trouble` is why LVM cannot be read now.
 #[must_use]
-pub fn status(storage: &NodeLocalStorage, view: &View, state: &State, objects: &Objects) -> NodeLocalStorageStatus {
+pub fn status(
+    storage: &NodeLocalStorage,
+    view: &View,
+    state: &State,
+    trouble: Option<&str>,
+    objects: &Objects,
+    machine: Option<&str>,
+    orphans: &Orphans,
+) -> NodeLocalStorageStatus {
     let name = &storage.spec.volume_group;
-    let old = storage.status.clone().unwrap_or_default();
+    let mut old = storage.status.clone().unwrap_or_default();
+    if let Some(group) = &old.volume_group
+        && objects.lost_groups(name).contains(&group.uuid)
+    {
+        // Nothing of it is remembered any more: it will not come back.
+        old.volume_group = None;
+        old.machine_id = None;
+        old.disks.clear();
+    }
     let recorded = old.volume_group.as_ref().map(|group| group.uuid.as_str());
     let group = state
         .groups_named(name)
         .find(|group| quarry_crds::tags::is_ours(&group.tags) && recorded.is_none_or(|uuid| uuid == group.uuid));
     let low = group.filter(|group| is_metadata_low(group)).map(|group| {
-        format!(
-            "{} bytes are left in the metadata area of volume group {name}: no more volumes",
-            group.metadata_free.0
-        )
+        let left = group.metadata_free.0;
+        let message = format!("{left} bytes are left in the metadata area of volume group {name}: no more volumes");
+        (METADATA_FULL, message)
     });
-    let failed = view.failed.clone().or(low);
-    let mut findings = findings(&view.plan, name, group.is_some(), failed.as_deref());
+    let trouble = trouble.map(|trouble| {
+        let message = format!("LVM cannot be read, so that nothing can be made or removed here: {trouble}");
+        ("LvmUnreadable", message)
+    });
+    let failed = view.failed.clone().map(|failed| ("LvmFailed", failed));
+    let failing = group.and_then(|group| all_failing(group, &view.faults));
+    let failing = failing.map(|message| ("DiskFailing", message));
+    let unfit = trouble.or(failed).or(failing).or(low);
+    let mut findings = findings(&view.plan, name, group.is_some(), unfit);
     if group.is_none() && findings.iter().any(|f| f.kind == condition::READY && f.holds) {
         findings.retain(|f| f.kind != condition::READY);
     }
     let ready = findings.iter().any(|f| f.kind == condition::READY && f.holds);
-    let figures = group.map(|group| (figures(group, objects, ready), group.metadata_free));
+    if let Some(fault) = group.and_then(|group| degraded(name, &view.faults, &volumes_on(group)))
+        && let Some(known) = findings
+            .iter_mut()
+            .find(|f| f.kind == condition::DEGRADED && !is_loss(f.reason))
+    {
+        *known = Finding::new(condition::DEGRADED, true, fault.0, fault.1);
+    }
+    if let Some(degraded) = findings.iter_mut().find(|f| f.kind == condition::DEGRADED && !f.holds)
+        && let Some(missing) = missing(storage, state, objects)
+    {
+        *degraded = missing;
+    }
+    let known = group.map(|group| orphans.of(&group.uuid)).unwrap_or_default();
+    findings.push(orphaned(name, &known));
+    let usable = group.map(|group| without_failing(group.clone(), &view.faults));
+    let figures = usable.map(|group| (figures(&group, objects, ready), group.metadata_free));
     let now = Time(Timestamp::now());
     NodeLocalStorageStatus {
         volume_group: figures
@@ -157,6 +244,10 @@ pub fn status(storage: &NodeLocalStorage, view: &View, state: &State, objects: &
             // What was there is remembered, so that nothing else is ever taken for it.
             .or_else(|| old.volume_group.clone()),
         disks: disks(storage, view, group, &old.disks),
+        machine_id: match group {
+            Some(_) => machine.map(str::to_owned),
+            None => old.machine_id.clone(),
+        },
         volumes: group.map_or(0, |group| {
             let ours = group
                 .logical_volumes
@@ -167,6 +258,48 @@ pub fn status(storage: &NodeLocalStorage, view: &View, state: &State, objects: &
         conditions: conditions::update(&old.conditions, &findings, storage.metadata.generation, &now),
         observed_generation: storage.metadata.generation,
     }
+}
+
+/// Volumes that are in use by claims and not in their group any more, though it is whole: a person removed or renamed them.
+fn missing(storage: &NodeLocalStorage, state: &State, objects: &Objects) -> Option<Finding> {
+    let name = &storage.spec.volume_group;
+    let mut missing = Vec::new();
+    for (our, volume) in objects.volumes_of(name) {
+        let bound = volume.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound");
+        let group = state
+            .group(&our.volume_group_uuid)
+            .filter(|group| !group.partial && state.incomplete.is_none());
+        let gone = group.is_some_and(|group| group.volume_named(&volume.name_any()).is_none());
+        if bound && gone && our.node == storage.spec.node_name && volume.metadata.deletion_timestamp.is_none() {
+            missing.push(match provision::renamed(state, &our.claim_uid) {
+                Some((_, renamed)) => format!("{} (renamed to {})", volume.name_any(), renamed.name),
+                None => volume.name_any(),
+            });
+        }
+    }
+    missing.sort();
+    let message = format!(
+        "logical volumes of claims are not in volume group {name}, though it is whole; somebody removed or renamed them: {}. \
+         Rename them back, or restore a backup into claims made anew",
+        missing.join(", ")
+    );
+    (!missing.is_empty()).then(|| Finding::new(condition::DEGRADED, true, VOLUME_MISSING, message))
+}
+
+/// Whether there are orphans in the volume group, and which.
+fn orphaned(name: &str, orphans: &BTreeSet<String>) -> Finding {
+    if orphans.is_empty() {
+        let message = format!("every logical volume of Quarry in volume group {name} has an object");
+        return Finding::new(condition::ORPHAN_VOLUMES, false, "None", message);
+    }
+    let names: Vec<&str> = orphans.iter().map(String::as_str).collect();
+    let message = format!(
+        "{} logical volume(s) in volume group {name} have neither PersistentVolume nor claim, and their space is reserved; \
+         remove with \"lvremove {name}/<name>\" on the node what is not needed: {}",
+        orphans.len(),
+        names.join(", ")
+    );
+    Finding::new(condition::ORPHAN_VOLUMES, true, "Orphans", message)
 }
 
 /// The figures of a group: `reserved` is what no PersistentVolume and no claim stands for.
@@ -199,7 +332,7 @@ fn disks(storage: &NodeLocalStorage, view: &View, group: Option<&VolumeGroup>, o
             continue;
         };
         let before = old.iter().find(|before| before.path == disk.path);
-        statuses.push(disk_status(probed, group, before));
+        statuses.push(disk_status(probed, group, before, &view.faults));
     }
     let shown = |statuses: &[DiskStatus], id: &str| statuses.iter().any(|status| status.id.as_deref() == Some(id));
     // Disks of the group that this object does not list: of another class, or added with vgextend.
@@ -207,7 +340,19 @@ fn disks(storage: &NodeLocalStorage, view: &View, group: Option<&VolumeGroup>, o
         if shown(&statuses, &pv.uuid) {
             continue;
         }
+        let device = pv.device.as_deref();
+        let same = |status: &&mut DiskStatus| {
+            device.is_some() && (Some(status.path.as_str()) == device || status.device.as_deref() == device)
+        };
+        if let Some(listed) = statuses.iter_mut().find(same) {
+            // It was blank when it was looked at; the group was made since.
+            if listed.phase == phase::BLANK {
+                claimed(listed, pv, group);
+            }
+            continue;
+        }
         let size = group.and_then(|group| group.extent_size.size_of(pv.free));
+        let fault = failing(&view.faults, &pv.uuid);
         statuses.push(DiskStatus {
             path: pv
                 .device
@@ -217,17 +362,44 @@ fn disks(storage: &NodeLocalStorage, view: &View, group: Option<&VolumeGroup>, o
             id: Some(pv.uuid.clone()),
             size: Some(pv.device_size.to_string()),
             free: size.map(|size| size.to_string()),
-            phase: if pv.missing { phase::MISSING } else { phase::CLAIMED }.to_owned(),
+            phase: match (pv.missing, &fault) {
+                (true, _) => phase::MISSING,
+                (false, Some(_)) => phase::FAILING,
+                (false, None) => phase::CLAIMED,
+            }
+            .to_owned(),
             reason: pv
                 .missing
-                .then(|| "the disk does not answer; volumes on other disks go on".to_owned()),
+                .then(|| "the disk does not answer; volumes on other disks go on".to_owned())
+                .or(fault),
             ..DiskStatus::default()
         });
     }
     statuses
 }
 
-fn disk_status(probed: &Probed, group: Option<&VolumeGroup>, before: Option<&DiskStatus>) -> DiskStatus {
+/// What is wrong with a disk that is there, and what to do.
+fn failing(faults: &[DiskFault], physical_volume: &str) -> Option<String> {
+    let fault = faults.iter().find(|fault| fault.physical_volume == physical_volume)?;
+    match &fault.kind {
+        FaultKind::Missing => None,
+        FaultKind::Failing(how) => Some(format!("answers with errors: {how}. {}", fault.remedy())),
+    }
+}
+
+fn claimed(status: &mut DiskStatus, pv: &PhysicalVolume, group: Option<&VolumeGroup>) {
+    let free = group.and_then(|group| group.extent_size.size_of(pv.free));
+    status.id = Some(pv.uuid.clone());
+    status.free = free.map(|free| free.to_string());
+    phase::CLAIMED.clone_into(&mut status.phase);
+}
+
+fn disk_status(
+    probed: &Probed,
+    group: Option<&VolumeGroup>,
+    before: Option<&DiskStatus>,
+    faults: &[DiskFault],
+) -> DiskStatus {
     let mut status = DiskStatus {
         path: probed.disk.path.clone(),
         device: probed.disk.device.clone(),
@@ -247,13 +419,18 @@ fn disk_status(probed: &Probed, group: Option<&VolumeGroup>, before: Option<&Dis
         DiskStanding::Member { physical_volume } => {
             let pv = group.and_then(|g| g.physical_volumes.iter().find(|pv| pv.uuid == *physical_volume));
             status.id = Some(physical_volume.clone());
-            status.free = group
-                .zip(pv)
-                .and_then(|(group, pv)| group.extent_size.size_of(pv.free))
-                .map(|free| free.to_string());
-            phase::CLAIMED.clone_into(&mut status.phase);
+            if let Some(pv) = pv {
+                claimed(&mut status, pv, group);
+            }
+            status.reason = failing(faults, physical_volume);
+            if status.reason.is_some() {
+                phase::FAILING
+            } else {
+                phase::CLAIMED
+            }
+            .clone_into(&mut status.phase);
         }
-        DiskStanding::Rejected { reason } | DiskStanding::Missing { reason } => {
+        DiskStanding::Rejected { reason } | DiskStanding::Missing { reason } | DiskStanding::Unreadable { reason } => {
             let missing = matches!(probed.disk.standing, DiskStanding::Missing { .. });
             if missing { phase::MISSING } else { phase::REJECTED }.clone_into(&mut status.phase);
             status.reason = Some(conditions::shorten(reason, 512));
@@ -266,37 +443,4 @@ fn disk_status(probed: &Probed, group: Option<&VolumeGroup>, before: Option<&Dis
         }
     }
     status
-}
-
-/// Says in events what a person should look at.
-async fn tell_changes(context: &Context, storage: &NodeLocalStorage, new: &NodeLocalStorageStatus) {
-    let old = storage.status.as_ref();
-    for disk in new
-        .disks
-        .iter()
-        .filter(|disk| disk.phase == phase::REJECTED || disk.phase == phase::MISSING)
-    {
-        let known = old.is_some_and(|old| old.disks.contains(disk));
-        if let (false, Some(reason)) = (known, &disk.reason) {
-            let what = if disk.phase == phase::MISSING {
-                "DiskMissing"
-            } else {
-                "DiskRejected"
-            };
-            let note = format!("node {}: disk {}: {reason}", context.node, disk.path);
-            context.events.say(storage, Saying::warning(what, note.clone())).await;
-            if let Some(class) = context.objects.class(&storage.spec.storage_class_name) {
-                context.events.say(&*class, Saying::warning(what, note)).await;
-            }
-        }
-    }
-    let now = new
-        .conditions
-        .iter()
-        .find(|c| c.type_ == condition::READY && c.status == "False");
-    let before = old.and_then(|old| old.conditions.iter().find(|c| c.type_ == condition::READY));
-    if let Some(now) = now.filter(|now| before.is_none_or(|before| before.message != now.message)) {
-        let note = format!("node {}: {}", context.node, now.message);
-        context.events.say(storage, Saying::warning("NotReady", note)).await;
-    }
 }

@@ -1,12 +1,15 @@
 //! What every step of the manager works with.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::{Client, Resource};
+use kube::{Client, Resource, ResourceExt};
+use quarry_crds::names::{HOSTNAME_LABEL, LOST_GROUP_ANNOTATION};
+use quarry_crds::persistent_volume::{OurVolume, ours};
 use quarry_crds::tags::VolumeTags;
 use quarry_crds::volume_group::ListedDisk;
 use quarry_crds::{Bytes, NodeLocalStorage};
@@ -16,8 +19,12 @@ use tokio::sync::Notify;
 use crate::inventory::Inventory;
 use crate::lvm::{LogicalVolume, Lvm, State, VolumeGroup};
 use crate::metrics::Metrics;
+use crate::orphans::Orphans;
 use crate::ready_tags::ReadyTags;
+use crate::storage_capacity::StorageCapacity;
 use crate::volume_group::Groups;
+use crate::wake::Wake;
+use crate::wipe::Wipes;
 
 /// A disk to be looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +59,10 @@ pub trait Disks: Send + Sync {
     fn probe(&self, listings: Vec<Listing>, lvm: Arc<State>) -> BoxFuture<'_, Vec<Probed>>;
     /// A lasting path of every disk of a model.
     fn of_model(&self, model: String) -> BoxFuture<'_, Vec<String>>;
+    /// What is wrong with a disk of a volume group, by reading a little of it; nothing where it answers as it should.
+    fn fault(&self, device: String) -> BoxFuture<'_, Option<String>>;
+    /// Whether a device is made of all of these others, by major and minor numbers; `None` where the kernel does not say.
+    fn stands_on(&self, device: (u32, u32), others: &[(u32, u32)]) -> Option<bool>;
 }
 
 /// Makes volumes free of old data.
@@ -63,7 +74,7 @@ pub trait Wiper: Send + Sync {
         volume: LogicalVolume,
         tags: VolumeTags,
     ) -> BoxFuture<'_, Result<(), String>>;
-    /// Wipes a volume that is about to be removed.
+    /// Wipes a volume that is about to be removed as its tags say; it must be active.
     fn wipe_old(
         &self,
         group: VolumeGroup,
@@ -80,6 +91,8 @@ pub struct Context {
     pub client: Client,
     /// The name of this node.
     pub node: String,
+    /// The machine-id of this machine, where it is known: another may have had the name of this node before.
+    pub machine: Option<String>,
     /// LVM on this node.
     pub lvm: Arc<dyn Lvm>,
     /// What LVM has.
@@ -88,6 +101,10 @@ pub struct Context {
     pub disks: Arc<dyn Disks>,
     /// Wiping.
     pub wiper: Arc<dyn Wiper>,
+    /// Wipes of volumes that are about to be removed.
+    pub wipes: Wipes,
+    /// Volumes of ours that no object stands for, as the last sweeps saw them.
+    pub orphans: Orphans,
     /// What is said of objects.
     pub events: Events,
     /// Counters and times.
@@ -98,6 +115,10 @@ pub struct Context {
     pub groups: Groups,
     /// Notified where a pass over the node is due.
     pub changed: Arc<Notify>,
+    /// Whether kube-scheduler is to look again at pods that wait.
+    pub wake: Wake,
+    /// The capacity as kube-scheduler itself reads it, where that is asked for.
+    pub storage_capacity: StorageCapacity,
     /// The objects that this node watches.
     pub objects: Objects,
 }
@@ -118,6 +139,13 @@ pub struct Objects {
 }
 
 impl Objects {
+    /// The value of this node's label `kubernetes.io/hostname`, which kubelet sets.
+    #[must_use]
+    pub fn hostname(&self) -> Option<String> {
+        let nodes = self.node.state();
+        nodes.first()?.meta().labels.as_ref()?.get(HOSTNAME_LABEL).cloned()
+    }
+
     /// The class of that name.
     #[must_use]
     pub fn class(&self, name: &str) -> Option<Arc<StorageClass>> {
@@ -138,6 +166,24 @@ impl Objects {
         });
         found.sort_by_key(|storage| age(storage.as_ref()));
         found
+    }
+
+    /// The UUIDs of volume groups that an administrator says are lost for good.
+    #[must_use]
+    pub fn lost_groups(&self, volume_group: &str) -> BTreeSet<String> {
+        let said = |storage: Arc<NodeLocalStorage>| storage.annotations().get(LOST_GROUP_ANNOTATION).cloned();
+        let said = self.storages_of(volume_group).into_iter().filter_map(said);
+        said.flat_map(|text| text.split([',', ' ']).map(str::to_owned).collect::<Vec<_>>())
+            .filter(|uuid| !uuid.is_empty())
+            .collect()
+    }
+
+    /// The volumes of this node in the volume groups of that name, in whichever of them.
+    #[must_use]
+    pub fn volumes_of(&self, volume_group: &str) -> Vec<(OurVolume, Arc<PersistentVolume>)> {
+        let volumes = self.volumes.state().into_iter();
+        let ours = volumes.filter_map(|volume| Some((ours(&volume)?, volume)));
+        ours.filter(|(our, _)| our.volume_group == volume_group).collect()
     }
 
     /// The claim of that UID.

@@ -7,15 +7,22 @@ use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::controller::Action;
-use quarry_crds::names::VOLUME_FINALIZER;
+use quarry_crds::names::{LOST_GROUP_ANNOTATION, VOLUME_FINALIZER};
 use quarry_crds::persistent_volume::{Disposal, OurVolume, disposal, ours};
-use quarry_crds::tags::{VolumeState, VolumeTags};
+use quarry_crds::tags::{VolumeState, VolumeTags, unknown_version};
 use quarry_process::events::Saying;
 use serde_json::json;
 use thiserror::Error;
 
 use crate::context::Context;
-use crate::lvm::{LogicalVolume, RemoveVolumeError, ReportError, State, VolumeGroup};
+use crate::lvm::{
+    ChangeTags, LogicalVolume, RemoveVolumeError, ReportError, State, VolumeError, VolumeGroup, VolumeRef,
+};
+use crate::provision;
+use crate::wipe::Progress;
+
+/// How often a wipe that goes on is looked at.
+const WIPE_CHECK: Duration = Duration::from_secs(5);
 
 /// A volume was not removed; it is tried again.
 #[derive(Debug, Error)]
@@ -48,7 +55,9 @@ pub async fn reconcile(volume: Arc<PersistentVolume>, context: Arc<Context>) -> 
     match disposal(&volume) {
         Disposal::Keep => mark_ready(&our, &volume, &context),
         Disposal::Release => {
+            mark_retained(&our, &volume, &context).await?;
             release(&volume, &context).await?;
+            crash_point!("release-after-finalizer");
             // What it holds is known to nobody else now, and is to be published as reserved.
             context.changed.notify_one();
         }
@@ -60,8 +69,11 @@ pub async fn reconcile(volume: Arc<PersistentVolume>, context: Arc<Context>) -> 
             else {
                 return Ok(Action::await_change());
             };
-            remove(&our, &live, &context).await?;
+            if remove(&our, &live, &context).await? == Removed::NotYet {
+                return Ok(Action::requeue(WIPE_CHECK));
+            }
             delete_object(&live, &context).await?;
+            crash_point!("delete-after-finalizer");
         }
     }
     Ok(Action::await_change())
@@ -77,46 +89,93 @@ fn mark_ready(our: &OurVolume, volume: &PersistentVolume, context: &Context) {
     }
 }
 
+/// A volume whose object goes while its data is to be kept is never taken for the leftover of an interrupted attempt,
+/// nor for an orphan that may be removed.
+async fn mark_retained(our: &OurVolume, volume: &PersistentVolume, context: &Context) -> Result<(), DeleteError> {
+    let state = context.inventory.get();
+    if let Some((group, logical)) = find(&state, our, &volume.name_any())
+        && let Some(tags) = VolumeTags::parse(&logical.tags)
+        && tags.claim_uid == our.claim_uid
+        && !matches!(tags.state, VolumeState::Retained | VolumeState::Deleting)
+    {
+        change_state(group.reference_to(logical), VolumeState::Retained, context)
+            .await
+            .map_err(|error| DeleteError::Held(format!("it cannot be let go of yet: {error}")))?;
+    }
+    Ok(())
+}
+
+/// Tags a volume of ours with a state, whatever it was in.
+async fn change_state(volume: VolumeRef, state: VolumeState, context: &Context) -> Result<(), VolumeError> {
+    let (add, delete) = state.change();
+    let change = ChangeTags {
+        volume,
+        add,
+        delete,
+        having: None,
+    };
+    let done = context.lvm.change_tags(change).await?;
+    context.inventory.set(done.state);
+    Ok(())
+}
+
 fn find<'a>(state: &'a State, our: &OurVolume, name: &str) -> Option<(&'a VolumeGroup, &'a LogicalVolume)> {
     let group = state.group(&our.volume_group_uuid)?;
     Some((group, group.volume_named(name)?))
 }
 
-/// Wipes and removes the logical volume; done where it is certainly gone already.
-async fn remove(our: &OurVolume, volume: &PersistentVolume, context: &Context) -> Result<(), DeleteError> {
+/// Whether a logical volume is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removed {
+    /// It is.
+    Gone,
+    /// It is being wiped.
+    NotYet,
+}
+
+/// Wipes and removes the logical volume of a PersistentVolume; done where it is certainly gone already.
+async fn remove(our: &OurVolume, volume: &PersistentVolume, context: &Context) -> Result<Removed, DeleteError> {
     let name = volume.name_any();
     let state = context.inventory.get();
     if let Some((group, logical)) = find(&state, our, &name) {
         let tags = VolumeTags::parse(&logical.tags).filter(|tags| tags.claim_uid == our.claim_uid);
         let Some(tags) = tags else {
+            if let Some(version) = unknown_version(&logical.tags) {
+                return Err(DeleteError::Held(format!(
+                    "{}/{name} was made by another version of Quarry (tag {version}) and is left alone; run that version \
+                     on this node to remove it",
+                    group.name
+                )));
+            }
             return Err(DeleteError::Held(format!(
                 "{}/{name} does not have Quarry's tags for this volume and is left alone; remove it by hand if it is \
                  not needed",
                 group.name
             )));
         };
-        // Whether it is open may have changed since it was read, so holders are looked for in any case.
-        let asked = LogicalVolume {
-            open: None,
-            ..logical.clone()
-        };
-        let holders = context.wiper.holders(group.clone(), asked).await;
-        if !holders.is_empty() {
-            return Err(DeleteError::Held(format!(
-                "{}/{name} is in use: {}",
+        let removed = wipe_and_remove(group, logical, &tags, context).await?;
+        if let Removed::NotYet = removed
+            && tags.state != VolumeState::Deleting
+        {
+            let note = format!(
+                "node {}: {}/{name} ({}) is being wiped ({}); its space is free after that",
+                context.node,
                 group.name,
-                holders.join(", ")
-            )));
+                logical.size,
+                tags.wipe.text()
+            );
+            context.events.say(volume, Saying::normal("Wiping", note)).await;
         }
-        context
-            .wiper
-            .wipe_old(group.clone(), logical.clone(), tags)
-            .await
-            .map_err(|error| DeleteError::Wipe(format!("{}/{name}", group.name), error))?;
-        let done = context.lvm.remove_volume(group.reference_to(logical)).await?;
-        context.inventory.set(done.state);
-        context.metrics.removed();
-        return Ok(());
+        return Ok(removed);
+    }
+    if context
+        .objects
+        .lost_groups(&our.volume_group)
+        .contains(&our.volume_group_uuid)
+        && state.group(&our.volume_group_uuid).is_none()
+    {
+        tracing::info!(volume = name, "an administrator says that its volume group is lost");
+        return Ok(Removed::Gone);
     }
     // Not there as far as we know: only a fresh and full reading of a whole group is proof.
     let state = context.inventory.refresh().await?;
@@ -126,15 +185,69 @@ async fn remove(our: &OurVolume, volume: &PersistentVolume, context: &Context) -
             if group.volume_named(&name).is_some() {
                 return Err(DeleteError::Held(format!("{}/{name} was seen only now", group.name)));
             }
-            Ok(())
+            if let Some((group, renamed)) = provision::renamed(&state, &our.claim_uid) {
+                return Err(DeleteError::Held(format!(
+                    "{}/{name} was renamed to {}, and is left alone; rename it back with \"lvrename {} {} {name}\"",
+                    group.name, renamed.name, group.name, renamed.name
+                )));
+            }
+            Ok(Removed::Gone)
         }
         _ => Err(DeleteError::Held(format!(
             "volume group {} (UUID {}) is missing or not whole on node {}, so nobody can say whether the logical volume \
-             still exists; bring its disks back, or, if they are lost for good, remove the finalizer {VOLUME_FINALIZER} \
-             from this PersistentVolume",
-            our.volume_group, our.volume_group_uuid, context.node
+             still exists; bring its disks back, or, if they are lost for good, annotate its NodeLocalStorage with \
+             {LOST_GROUP_ANNOTATION}={}, or remove the finalizer {VOLUME_FINALIZER} from this PersistentVolume",
+            our.volume_group, our.volume_group_uuid, context.node, our.volume_group_uuid
         ))),
     }
+}
+
+/// Wipes a logical volume of ours as its tags say and removes it, where nobody holds it. Before the first byte is wiped
+/// its tag says `deleting`, so that it is never handed out or kept as if it were whole.
+///
+/// # Errors
+/// Something stands in the way; nothing that was not wiped is removed.
+pub async fn wipe_and_remove(
+    group: &VolumeGroup,
+    logical: &LogicalVolume,
+    tags: &VolumeTags,
+    context: &Context,
+) -> Result<Removed, DeleteError> {
+    let name = format!("{}/{}", group.name, logical.name);
+    // Whether it is open may have changed since it was read, so holders are looked for in any case.
+    let asked = LogicalVolume {
+        open: None,
+        ..logical.clone()
+    };
+    let holders = context.wiper.holders(group.clone(), asked).await;
+    if !holders.is_empty() {
+        return Err(DeleteError::Held(format!("{name} is in use: {}", holders.join(", "))));
+    }
+    let reference = group.reference_to(logical);
+    let changed = |error: VolumeError| DeleteError::Held(format!("{name} cannot be removed yet: {error}"));
+    if tags.state != VolumeState::Deleting {
+        change_state(reference.clone(), VolumeState::Deleting, context)
+            .await
+            .map_err(changed)?;
+        crash_point!("delete-after-tag");
+    }
+    // What was deactivated by hand has no device that could be wiped.
+    if logical.active == Some(false) {
+        let done = context.lvm.set_active(reference.clone(), true).await.map_err(changed)?;
+        context.inventory.set(done.state);
+    }
+    crash_point!("delete-before-wipe");
+    match context.wipes.step(&context.wiper, group, logical, tags).await {
+        Progress::Done => {}
+        Progress::Running => return Ok(Removed::NotYet),
+        Progress::Failed(error) => return Err(DeleteError::Wipe(name, error)),
+    }
+    crash_point!("delete-after-wipe");
+    let done = context.lvm.remove_volume(reference).await?;
+    crash_point!("delete-after-lvremove");
+    context.inventory.set(done.state);
+    context.metrics.removed();
+    Ok(Removed::Gone)
 }
 
 /// Deletes the PersistentVolume, whose logical volume is gone.
@@ -150,7 +263,7 @@ async fn delete_object(volume: &PersistentVolume, context: &Context) -> Result<(
             ..DeleteParams::default()
         };
         match volumes.delete(&volume.name_any(), &params).await {
-            Ok(_) => {}
+            Ok(_) => crash_point!("delete-after-object"),
             Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => return Ok(()),
             Err(error) => return Err(error.into()),
         }

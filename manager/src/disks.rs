@@ -6,6 +6,7 @@
 //! Two programs of util-linux are asked for signatures, because each sees something that the other does not, and both
 //! ends of the disk are read here as well: a disk that cannot be read is not blank.
 
+mod health;
 mod listed;
 pub(crate) mod mounts;
 pub(crate) mod signatures;
@@ -18,12 +19,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use quarry_crds::disk::{DeviceKind, DiskFacts, Membership, Verdict, Wanted, judge_all};
+use quarry_crds::storage_class::check_disk_path;
 use thiserror::Error;
 
 pub use sysfs::device_number;
 
-use crate::lvm::State;
 use crate::lvm::command::{NotInstalled, Observer, Program};
+use crate::lvm::{State, VolumeGroup};
+use health::Health;
 use signatures::Signatures;
 use sysfs::Sysfs;
 
@@ -59,6 +62,9 @@ pub enum Absent {
     /// What has that name is no block device.
     #[error("is not a block device; list a disk, see \"lsblk\"")]
     NotBlock,
+    /// It is no name of a device, whatever is there.
+    #[error("{0}")]
+    NoPath(&'static str),
     /// It could not be looked up.
     #[error("could not be looked up ({0}); see the kernel's log")]
     Unreadable(String),
@@ -75,6 +81,7 @@ struct Host {
     proc: PathBuf,
     sysfs: Sysfs,
     signatures: Signatures,
+    health: Health,
 }
 
 impl Prober {
@@ -92,6 +99,7 @@ impl Prober {
                 proc,
                 sysfs: Sysfs::of_host(),
                 signatures,
+                health: Health::default(),
             }),
         })
     }
@@ -110,15 +118,17 @@ impl Prober {
                 Err(absent) => Err(absent),
             });
         }
-        let wanted = |asked: &Asked| -> (String, bool) { (asked.volume_group.clone(), asked.allow_unstable_names) };
-        let names: Vec<_> = asked.iter().map(wanted).collect();
+        let host = Arc::clone(&self.host);
+        let sectors = tokio::task::spawn_blocking(move || host.sectors(&lvm)).await;
+        let sectors = sectors.unwrap_or_default();
         let present: Vec<_> = looked
             .iter()
-            .zip(&names)
-            .filter_map(|(facts, (volume_group, allow_unstable_names))| {
+            .zip(&asked)
+            .filter_map(|(facts, asked)| {
                 let wanted = Wanted {
-                    volume_group,
-                    allow_unstable_names: *allow_unstable_names,
+                    volume_group: &asked.volume_group,
+                    allow_unstable_names: asked.allow_unstable_names,
+                    group_sector: sectors.get(&asked.volume_group).copied(),
                 };
                 facts.as_ref().ok().map(|facts| (facts.clone(), wanted))
             })
@@ -196,6 +206,16 @@ impl Host {
             .collect()
     }
 
+    /// Size in bytes of the logical sectors of each volume group's disks, by the group's name.
+    fn sectors(&self, lvm: &State) -> HashMap<String, u32> {
+        let of_group = |group: &VolumeGroup| {
+            let mut disks = group.physical_volumes.iter().filter_map(|pv| pv.number);
+            let sector = disks.find_map(|number| self.sysfs.outline(number).ok())?.logical_sector;
+            Some((group.name.clone(), sector))
+        };
+        lvm.groups.iter().filter_map(of_group).collect()
+    }
+
     fn outline(
         &self,
         path: &str,
@@ -203,6 +223,8 @@ impl Host {
         all: &[DiskFacts],
         uses: &mounts::Uses,
     ) -> Result<DiskFacts, Absent> {
+        // A NodeLocalStorage can name what no class can.
+        check_disk_path(path).map_err(Absent::NoPath)?;
         let number = number_of(Path::new(path))?;
         let mut facts = self
             .sysfs

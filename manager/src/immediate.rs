@@ -48,6 +48,7 @@ pub async fn take(
     }
     let used = group.size.minus(free).0.saturating_mul(1000) / group.size.0.max(1);
     tokio::time::sleep(LONGEST_WAIT * u32::try_from(used).unwrap_or(1000) / 1000).await;
+    crash_point!("immediate-before-taking");
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &namespace(claim));
     let patch = json!({"metadata": {
         "resourceVersion": claim.resource_version(),
@@ -58,7 +59,10 @@ pub async fn take(
         .await
     {
         // The change comes back through the watch, and is served then.
-        Ok(_) => Ok(Action::await_change()),
+        Ok(_) => {
+            crash_point!("immediate-after-taking");
+            Ok(Action::await_change())
+        }
         Err(kube::Error::Api(status)) if status.is_conflict() || status.is_not_found() => Ok(Action::await_change()),
         Err(error) => Err(error.into()),
     }

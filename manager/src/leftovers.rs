@@ -1,8 +1,10 @@
-//! Volumes that were being made when the manager stopped, and whose claim has gone since.
+//! Volumes that were being made or removed when the manager stopped, and whose objects have gone since.
 //!
-//! Such a volume was never handed out: its tag still says `creating`, which changes only once its PersistentVolume
-//! exists. It is removed when the API server itself says that there is neither its PersistentVolume nor its claim.
-//! Nothing else that lacks an object is ever touched here.
+//! The one was never handed out: its tag still says `creating`, which changes only once its PersistentVolume exists. It
+//! is removed when the API server itself says that there is neither its PersistentVolume nor its claim. Of the other the
+//! tag says `deleting`: its removal was decided, and it is perhaps wiped in part; it is wiped from the start and removed
+//! once the API server says that its PersistentVolume is gone. Nothing else that lacks an object is ever touched here:
+//! see [`crate::orphans`].
 
 use quarry_process::Shutdown;
 use std::sync::Arc;
@@ -12,9 +14,11 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::api::{Api, ListParams};
 use quarry_crds::claim;
 use quarry_crds::names::volume_name;
+use quarry_crds::persistent_volume::ours;
 use quarry_crds::tags::{VolumeState, VolumeTags};
 
 use crate::context::Context;
+use crate::delete::{self, Removed};
 use crate::lvm::{LogicalVolume, VolumeGroup};
 use crate::provision;
 
@@ -37,12 +41,17 @@ pub async fn keep_away(context: Arc<Context>, shutdown: Shutdown) {
             continue;
         }
         tokio::time::sleep(GRACE).await;
-        for (group, volume, uid) in suspects {
-            match is_wanted(&context, &uid).await {
+        for (group, volume, tags) in suspects {
+            crash_point!("leftover-before-lvremove");
+            match is_wanted(&context, &tags).await {
                 Ok(true) => {}
-                Ok(false) => match provision::remove(&group, &volume, &context).await {
-                    Ok(()) => tracing::info!(volume = volume.name, "left over from a claim that has gone; removed"),
-                    Err(error) => tracing::warn!(volume = volume.name, %error, "a leftover was not removed"),
+                Ok(false) => match remove(&group, &volume, &tags, &context).await {
+                    Ok(Removed::NotYet) => {}
+                    Ok(Removed::Gone) => {
+                        crash_point!("leftover-after-lvremove");
+                        tracing::info!(volume = volume.name, "left over from a claim that has gone; removed");
+                    }
+                    Err(error) => tracing::warn!(volume = volume.name, error, "a leftover was not removed"),
                 },
                 Err(error) => tracing::warn!(volume = volume.name, %error, "nobody says whether it is wanted"),
             }
@@ -50,8 +59,22 @@ pub async fn keep_away(context: Arc<Context>, shutdown: Shutdown) {
     }
 }
 
-/// Volumes that are still `creating` and have no object that this node knows of.
-fn suspects(context: &Context) -> Vec<(VolumeGroup, LogicalVolume, String)> {
+async fn remove(
+    group: &VolumeGroup,
+    volume: &LogicalVolume,
+    tags: &VolumeTags,
+    context: &Context,
+) -> Result<Removed, String> {
+    if tags.state == VolumeState::Deleting {
+        let removed = delete::wipe_and_remove(group, volume, tags, context).await;
+        return removed.map_err(|error| error.to_string());
+    }
+    let removed = provision::remove(group, volume, context).await;
+    removed.map(|()| Removed::Gone).map_err(|error| error.to_string())
+}
+
+/// Volumes that are `creating` or `deleting` and have no object that this node knows of.
+fn suspects(context: &Context) -> Vec<(VolumeGroup, LogicalVolume, VolumeTags)> {
     let state = context.inventory.get();
     let mut found = Vec::new();
     for group in &state.groups {
@@ -60,12 +83,20 @@ fn suspects(context: &Context) -> Vec<(VolumeGroup, LogicalVolume, String)> {
                 continue;
             };
             let gone = match context.objects.claim_with_uid(&tags.claim_uid) {
-                Some(claim) => claim::selected_node(&claim).is_some_and(|node| node != context.node),
+                // Bound, and the volume not known here: perhaps bound to one on another node.
+                Some(claim) => {
+                    claim::is_bound(&claim) || claim::selected_node(&claim).is_some_and(|node| node != context.node)
+                }
                 None => true,
             };
-            let unknown = gone && context.objects.volume(&volume.name).is_none();
-            if tags.state == VolumeState::Creating && volume.name == volume_name(&tags.claim_uid) && unknown {
-                found.push((group.clone(), volume.clone(), tags.claim_uid));
+            let interrupted = match tags.state {
+                VolumeState::Creating => gone,
+                VolumeState::Deleting => true,
+                VolumeState::Ready | VolumeState::Retained => false,
+            };
+            let unknown = context.objects.volume(&volume.name).is_none();
+            if interrupted && unknown && volume.name == volume_name(&tags.claim_uid) {
+                found.push((group.clone(), volume.clone(), tags));
             }
         }
     }
@@ -73,10 +104,16 @@ fn suspects(context: &Context) -> Vec<(VolumeGroup, LogicalVolume, String)> {
 }
 
 /// Whether the API server itself, not a cache, knows the volume or the claim.
-async fn is_wanted(context: &Context, claim_uid: &str) -> Result<bool, kube::Error> {
+async fn is_wanted(context: &Context, tags: &VolumeTags) -> Result<bool, kube::Error> {
+    let claim_uid = tags.claim_uid.as_str();
     let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
-    if volumes.get_opt(&volume_name(claim_uid)).await?.is_some() {
-        return Ok(true);
+    if let Some(volume) = volumes.get_opt(&volume_name(claim_uid)).await? {
+        // While this node was gone its claim was served by another one: what is here was never handed out.
+        return Ok(ours(&volume).is_none_or(|our| our.node == context.node));
+    }
+    // Nobody can want what is wiped in part.
+    if tags.state == VolumeState::Deleting {
+        return Ok(false);
     }
     let claims: Api<PersistentVolumeClaim> = Api::all(context.client.clone());
     let list = claims.list(&ListParams::default()).await?;

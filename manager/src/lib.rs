@@ -4,25 +4,40 @@
 //! [`volume_group`] (→ disks, volume group) → [`capacity`] (→ status); [`provision`] (claim → logical volume →
 //! PersistentVolume, or back to the scheduler) and [`delete`] (PersistentVolume released → space back).
 
+#[macro_use]
+mod crash_points;
+
 pub mod args;
 pub mod capacity;
 pub mod context;
 pub mod delete;
+pub mod disk_faults;
 pub mod disks;
-#[cfg(test)]
-mod fake_api;
 pub mod immediate;
 pub mod inventory;
 pub mod leftovers;
+pub mod liveness;
 pub mod lvm;
+pub mod machine;
 pub mod metrics;
 pub mod node_local_storage;
+pub mod node_lock;
+pub mod orphans;
 pub mod provision;
 pub mod ready_tags;
 #[cfg(test)]
 mod reconcile_tests;
 pub mod retry;
+pub mod returned;
 pub mod run;
+pub mod startup_taint;
+pub mod storage_capacity;
+pub mod take_down;
+pub mod telling;
 pub mod uevent;
 pub mod volume_group;
+pub mod wake;
 pub mod wipe;
+
+#[cfg(test)]
+use quarry_fake_api as fake_api;

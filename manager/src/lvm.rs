@@ -15,6 +15,7 @@ mod error;
 pub mod fake;
 mod groups;
 pub mod host;
+mod links;
 mod operations;
 mod report;
 mod requests;
@@ -32,6 +33,7 @@ pub use error::{
 };
 pub use fake::FakeLvm;
 pub use host::{HostLvm, HostOptions};
+pub use report::parse as parse_report;
 pub use surroundings::problems_of_surroundings;
 
 /// The volume groups of a node and what can be done with them.
@@ -57,7 +59,7 @@ pub trait Lvm: Send + Sync {
     fn rename_volume(&self, volume: VolumeRef, name: String)
     -> BoxFuture<'_, Result<Done<LogicalVolume>, VolumeError>>;
 
-    /// Makes the device of a logical volume of ours appear or disappear.
+    /// Makes the device of a logical volume of ours, and the link to it in /dev, appear or disappear.
     fn set_active(&self, volume: VolumeRef, active: bool) -> BoxFuture<'_, Result<Done<LogicalVolume>, VolumeError>>;
 
     /// Activates every logical volume of a volume group, as after a reboot, and makes links again that are missing in
@@ -80,6 +82,10 @@ pub trait Lvm: Send + Sync {
     /// Takes a volume group of ours apart in which no logical volume is left, and its disks' LVM labels with it. One
     /// that is gone already is a success.
     fn remove_group(&self, group: GroupRef) -> BoxFuture<'_, Result<Done<Removal>, RemoveGroupError>>;
+
+    /// Takes LVM's labels off disks that are in no volume group, by the UUIDs of their physical volumes: what an
+    /// interrupted [`Lvm::remove_group`] left. Nothing else is touched, whatever is named.
+    fn remove_labels(&self, physical_volumes: Vec<String>) -> BoxFuture<'_, Result<Done<Removal>, RemoveGroupError>>;
 
     /// Lets a physical volume grow to the size that its device has now.
     fn resize_physical_volume(
@@ -173,6 +179,8 @@ pub struct ChangeTags {
     pub add: Vec<String>,
     /// Tags that it shall not have.
     pub delete: Vec<String>,
+    /// A tag that it must have at that moment, or else nothing is changed.
+    pub having: Option<String>,
 }
 
 /// What volume group to make.
@@ -186,8 +194,8 @@ pub struct CreateGroup {
     pub tags: Vec<String>,
 }
 
-/// Everything that LVM sees on this node.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// Everything that LVM sees on this node. Two are equal where they show the same, whenever they were read.
+#[derive(Debug, Clone, Default)]
 pub struct State {
     /// Volume groups. Two of one name are two entries.
     pub groups: Vec<VolumeGroup>,
@@ -196,6 +204,15 @@ pub struct State {
     /// Set where LVM could not read everything: what is listed is true, but **what is not listed may still exist**. The
     /// text is LVM's own, for people.
     pub incomplete: Option<String>,
+    /// Its number among the readings of this process, in the order in which they **began**: it shows everything that
+    /// was changed before a reading of a lesser number began.
+    pub reading: u64,
+}
+
+impl PartialEq for State {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.groups, &self.orphans, &self.incomplete) == (&other.groups, &other.orphans, &other.incomplete)
+    }
 }
 
 /// A volume group.

@@ -5,8 +5,11 @@ use std::time::Duration;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use quarry_crds::Bytes;
+use quarry_crds::disk_faults::{DiskFault, FaultKind};
 
 /// Which LVM command, and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -23,6 +26,25 @@ pub struct Metrics {
     removed: Counter,
     failures: Family<Kind, Counter>,
     commands: Family<Command, Histogram>,
+    orphans: Family<InGroup, Gauge>,
+    size: Family<InGroup, Gauge>,
+    free: Family<InGroup, Gauge>,
+    metadata_free: Family<InGroup, Gauge>,
+    volumes_hit: Family<InGroup, Gauge>,
+    disks_at_fault: Family<DisksAtFault, Gauge>,
+}
+
+/// Which volume group.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InGroup {
+    vg: String,
+}
+
+/// Which volume group, and what is wrong: `DiskMissing` or `DiskFailing`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DisksAtFault {
+    vg: String,
+    fault: &'static str,
 }
 
 /// What failed.
@@ -40,8 +62,31 @@ impl Metrics {
             given_back: Counter::default(),
             removed: Counter::default(),
             failures: Family::default(),
+            volumes_hit: Family::default(),
+            disks_at_fault: Family::default(),
             commands: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.005, 2.0, 14))),
+            orphans: Family::default(),
+            size: Family::default(),
+            free: Family::default(),
+            metadata_free: Family::default(),
         };
+        let gauges = [
+            (
+                "quarry_orphan_volumes",
+                "Logical volumes of Quarry without PersistentVolume and claim",
+                &metrics.orphans,
+            ),
+            ("quarry_vg_size_bytes", "Size of a volume group", &metrics.size),
+            ("quarry_vg_free_bytes", "Free space of a volume group", &metrics.free),
+            (
+                "quarry_vg_metadata_free_bytes",
+                "What is left of the metadata area of a volume group, which limits the number of its volumes",
+                &metrics.metadata_free,
+            ),
+        ];
+        for (name, help, gauge) in gauges {
+            registry.register(name, help, gauge.clone());
+        }
         registry.register(
             "quarry_provision_seconds",
             "From seeing a claim selected to this node to its PersistentVolume",
@@ -67,7 +112,40 @@ impl Metrics {
             "Times of LVM commands",
             metrics.commands.clone(),
         );
+        registry.register(
+            "quarry_volumes_hit",
+            "Volumes that lie on a disk that is missing or answers with errors",
+            metrics.volumes_hit.clone(),
+        );
+        registry.register(
+            "quarry_disks_at_fault",
+            "Disks of volume groups that are missing or answer with errors",
+            metrics.disks_at_fault.clone(),
+        );
         metrics
+    }
+
+    /// So many volumes of a group are hit by faults of disks.
+    pub fn volumes_hit(&self, group: &str, count: usize) {
+        let labels = InGroup { vg: group.to_owned() };
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.volumes_hit.get_or_create(&labels).set(count);
+    }
+
+    /// These disks of a group are at fault.
+    pub fn disks_at_fault(&self, group: &str, faults: &[DiskFault]) {
+        for kind in [FaultKind::Missing, FaultKind::Failing(String::new())] {
+            let labels = DisksAtFault {
+                vg: group.to_owned(),
+                fault: kind.reason(),
+            };
+            let count = faults
+                .iter()
+                .filter(|fault| fault.kind.reason() == kind.reason())
+                .count();
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.disks_at_fault.get_or_create(&labels).set(count);
+        }
     }
 
     /// A volume was made, from claim to PersistentVolume.
@@ -83,6 +161,36 @@ impl Metrics {
     /// A volume was removed.
     pub fn removed(&self) {
         self.removed.inc();
+    }
+
+    /// So many orphans are in a volume group.
+    pub fn orphans(&self, group: &str, count: usize) {
+        let labels = InGroup { vg: group.to_owned() };
+        self.orphans
+            .get_or_create(&labels)
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Size and free space of a volume group, and of its metadata area.
+    pub fn group(&self, group: &str, size: Bytes, free: Bytes, metadata_free: Bytes) {
+        let labels = InGroup { vg: group.to_owned() };
+        for (gauge, bytes) in [
+            (&self.size, size),
+            (&self.free, free),
+            (&self.metadata_free, metadata_free),
+        ] {
+            gauge
+                .get_or_create(&labels)
+                .set(i64::try_from(bytes.0).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// A volume group is not there any more.
+    pub fn no_group(&self, group: &str) {
+        let labels = InGroup { vg: group.to_owned() };
+        for gauge in [&self.orphans, &self.size, &self.free, &self.metadata_free] {
+            gauge.remove(&labels);
+        }
     }
 
     /// An attempt failed.

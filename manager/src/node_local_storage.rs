@@ -23,13 +23,11 @@ use crate::context::Context;
 /// The API server refused something; what could be done was done.
 pub async fn follow_classes(context: &Context) -> Result<(), kube::Error> {
     let mut wanted = BTreeMap::new();
-    let labels = context
-        .objects
-        .node
-        .state()
-        .first()
-        .map(|node| node.labels().clone())
-        .unwrap_or_default();
+    // The Node object was deleted while the machine runs: nothing can be placed here, and what is lost with a node is
+    // being cleaned up. All of it is made again once kubelet has registered the node again.
+    let Some(labels) = context.objects.node.state().first().map(|node| node.labels().clone()) else {
+        return Ok(());
+    };
     for class in context
         .objects
         .classes
@@ -138,7 +136,9 @@ async fn apply(
         "spec": spec,
     });
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    api.patch(name, &params, &Patch::Apply(&object)).await.map(|_| ())
+    api.patch(name, &params, &Patch::Apply(&object)).await?;
+    crash_point!("storage-after-apply");
+    Ok(())
 }
 
 async fn remove(context: &Context, storage: &NodeLocalStorage) -> Result<(), kube::Error> {

@@ -5,25 +5,30 @@
 //! published, and that before `selected-node` is cleared (with the resourceVersion that was seen), and then the event.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
+use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::runtime::controller::Action;
-use kube::{Resource, ResourceExt};
-use quarry_crds::claim::{self, VolumeMode};
+use quarry_crds::claim;
 use quarry_crds::names::{HOSTNAME_LABEL, SELECTED_NODE, volume_name};
 use quarry_crds::persistent_volume::{self, Placed};
 use quarry_crds::provisioning::{Provision, Step, step};
-use quarry_crds::tags::{self, VolumeState, VolumeTags, Wipe};
+use quarry_crds::tags::{VolumeState, VolumeTags};
 use quarry_process::events::Saying;
 use serde_json::json;
 use thiserror::Error;
 
 use crate::context::Context;
-use crate::lvm::{CreateVolume, CreateVolumeError, LogicalVolume, RemoveVolumeError, ReportError, State, VolumeGroup};
+use crate::lvm::{
+    CreateVolume, CreateVolumeError, LogicalVolume, RemoveVolumeError, ReportError, State, VolumeError, VolumeGroup,
+};
 use crate::{immediate, volume_group};
+
+/// How long a claim waits at a time for the first pass over the volume groups.
+pub(crate) const FIRST_PASS: Duration = Duration::from_millis(500);
 
 /// A claim was not served; it is tried again.
 #[derive(Debug, Error)]
@@ -40,6 +45,9 @@ pub enum ProvisionError {
     /// A volume that is not to stay was not removed.
     #[error("the volume made for the claim could not be removed: {0}")]
     Remove(#[from] RemoveVolumeError),
+    /// The volume is there, and has no device.
+    #[error("the new volume could not be activated: {0}")]
+    Activate(#[from] VolumeError),
     /// The volume is there, but holds old data.
     #[error("the new volume could not be wiped: {0}")]
     Wipe(String),
@@ -68,13 +76,15 @@ pub async fn reconcile(claim: Arc<PersistentVolumeClaim>, context: Arc<Context>)
     let class = claim::class_name(&claim).and_then(|name| context.objects.class(name));
     match step(&claim, class.as_deref(), &context.node) {
         Step::Nothing => Ok(Action::await_change()),
-        Step::AwaitClass => Ok(Action::requeue(std::time::Duration::from_secs(5))),
+        Step::AwaitClass => Ok(Action::requeue(Duration::from_secs(5))),
         Step::Refuse { reason, message } => {
             if is_in_class(&context, class.as_deref()) || claim::selected_node(&claim).is_some() {
                 context.events.say(&*claim, Saying::warning(reason, message)).await;
             }
             Ok(Action::await_change())
         }
+        // Just started: a claim is neither given back nor left for long only because nothing was looked at yet.
+        Step::Take(_) | Step::Provision(_) if !context.groups.are_known() => Ok(Action::requeue(FIRST_PASS)),
         Step::Take(provision) => immediate::take(&claim, &provision, &context).await,
         Step::Provision(provision) => {
             let Some(class) = class else {
@@ -123,29 +133,36 @@ async fn serve(
             group.name, volume.name
         )));
     };
+    crash_point!("claim-before-wipe");
     // What is still `creating` was perhaps interrupted before it was wiped.
     context
         .wiper
         .wipe_new(group.clone(), volume.clone(), tags)
         .await
         .map_err(ProvisionError::Wipe)?;
+    crash_point!("claim-after-wipe");
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &namespace(claim));
     let live = claims.get_opt(&claim.name_any()).await?;
     let Some(live) = live.filter(|live| is_still_ours(live, claim, &context.node)) else {
         tracing::info!(claim = claim.name_any(), "no longer wanted here; its volume is removed");
         remove(&group, &volume, context).await?;
+        crash_point!("unwanted-after-lvremove");
         return Ok(Action::await_change());
     };
-    let hostname = hostname(context)?;
+    let hostname = context.objects.hostname();
+    let hostname = hostname.ok_or_else(|| ProvisionError::NoHostname(context.node.clone()))?;
     let placed = Placed {
         node: &context.node,
         hostname: &hostname,
         volume_group: &group.name,
         volume_group_uuid: &group.uuid,
+        machine: context.machine.as_deref(),
         size: volume.size,
     };
     let persistent = persistent_volume::build(&live, &provision.request, class, provision.parameters.fs_type, &placed);
+    crash_point!("claim-before-volume-object");
     create_persistent_volume(&persistent, &provision.request.uid, context).await?;
+    crash_point!("claim-after-volume-object");
     context.ready_tags.mark(group.reference_to(&volume));
     context.metrics.provisioned(begun.elapsed());
     let note = format!(
@@ -156,6 +173,7 @@ async fn serve(
         .events
         .say(&live, Saying::normal("ProvisioningSucceeded", note))
         .await;
+    crash_point!("claim-after-event");
     Ok(Action::await_change())
 }
 
@@ -171,6 +189,12 @@ async fn find_or_create(
     let state = context.inventory.get();
     if let Some((group, volume)) = find(&state, &name) {
         return reuse(group, volume, wanted, provision, context).await;
+    }
+    if let Some((group, volume)) = renamed(&state, &request.uid) {
+        return Err(ProvisionError::NameTaken(format!(
+            "node {}: the logical volume of this claim was renamed to {}/{}; rename it back with \"lvrename {} {} {name}\"",
+            context.node, group.name, volume.name, group.name, volume.name
+        )));
     }
     let no_volume = |why: String| {
         Ok(Err(NoVolume {
@@ -188,16 +212,8 @@ async fn find_or_create(
         claim_uid: request.uid.clone(),
         class: class_name,
         state: VolumeState::Creating,
-        // A pod could read every block of a raw volume, so nothing old may be left on any.
-        wipe: if request.volume_mode == VolumeMode::Block {
-            Wipe::Zero
-        } else {
-            Wipe::Signatures
-        },
-        mode: match request.volume_mode {
-            VolumeMode::Block => tags::VolumeMode::Block,
-            VolumeMode::Filesystem => tags::VolumeMode::Filesystem,
-        },
+        wipe: provision.parameters.wipe,
+        mode: request.volume_mode,
     };
     let create = CreateVolume {
         group: group.reference(),
@@ -207,8 +223,10 @@ async fn find_or_create(
         devices: volume_group::best_devices(&group, extents),
     };
     let asked = request.size;
+    crash_point!("claim-before-lvcreate");
     match context.lvm.create_volume(create).await {
         Ok(done) => {
+            crash_point!("claim-after-lvcreate");
             let volume = done.value.clone();
             context.inventory.set(done.state);
             Ok(Ok((group, volume)))
@@ -256,8 +274,14 @@ async fn reuse(
             context.node, group.name, volume.name
         )));
     }
+    if VolumeTags::parse(&volume.tags).is_some_and(|tags| tags.state == VolumeState::Deleting) {
+        return Err(ProvisionError::NameTaken(format!(
+            "{}/{} is being wiped and removed",
+            group.name, volume.name
+        )));
+    }
     if group.name == wanted && volume.size >= provision.request.size && !volume.partial {
-        return Ok(Ok((group.clone(), volume.clone())));
+        return Ok(Ok((group.clone(), with_device(group, volume, context).await?)));
     }
     // Never handed out (there is no PersistentVolume), and not what is asked for.
     remove(group, volume, context).await?;
@@ -267,6 +291,21 @@ async fn reuse(
     )))
 }
 
+/// A volume that can be wiped: whoever made it may have died before its device, or the link to it, was there.
+async fn with_device(
+    group: &VolumeGroup,
+    volume: &LogicalVolume,
+    context: &Context,
+) -> Result<LogicalVolume, ProvisionError> {
+    if volume.active != Some(false) {
+        return Ok(volume.clone());
+    }
+    let done = context.lvm.set_active(group.reference_to(volume), true).await?;
+    let volume = done.value.clone();
+    context.inventory.set(done.state);
+    Ok(volume)
+}
+
 /// Gives a claim back to the scheduler: nothing of it is left here, the capacity is published, then it is let go.
 async fn give_back(
     claim: &PersistentVolumeClaim,
@@ -274,17 +313,19 @@ async fn give_back(
     no_volume: NoVolume,
     context: &Context,
 ) -> Result<Action, ProvisionError> {
+    crash_point!("give-back-begins");
     let state = context.inventory.refresh().await?;
     if let Some(incomplete) = &state.incomplete {
         // What is not listed may still exist, so nobody may look for room elsewhere yet.
         tracing::warn!(%incomplete, "LVM sees only a part; the claim is kept");
-        return Ok(Action::requeue(std::time::Duration::from_secs(5)));
+        return Ok(Action::requeue(Duration::from_secs(5)));
     }
     if find(&state, &volume_name(&provision.request.uid)).is_some() {
         // Seen only now: whose it is, and whether it was handed out, is to be looked at first.
-        return Ok(Action::requeue(std::time::Duration::from_millis(200)));
+        return Ok(Action::requeue(Duration::from_millis(200)));
     }
     volume_group::publish(context, &no_volume.volume_group).await?;
+    crash_point!("give-back-after-publish");
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &namespace(claim));
     let patch = json!({"metadata": {
         "resourceVersion": claim.resource_version(),
@@ -297,11 +338,12 @@ async fn give_back(
         Ok(_) => {}
         // Somebody changed it meanwhile: what it says now is to be looked at first.
         Err(kube::Error::Api(status)) if status.is_conflict() => {
-            return Ok(Action::requeue(std::time::Duration::from_millis(200)));
+            return Ok(Action::requeue(Duration::from_millis(200)));
         }
         Err(kube::Error::Api(status)) if status.is_not_found() => return Ok(Action::await_change()),
         Err(error) => return Err(error.into()),
     }
+    crash_point!("give-back-after-clearing");
     context.metrics.given_back();
     let note = format!(
         "node {}, volume group {}: {}; asked the scheduler to choose again",
@@ -311,6 +353,7 @@ async fn give_back(
         .events
         .say(claim, Saying::warning("ProvisioningFailed", note))
         .await;
+    crash_point!("give-back-after-event");
     Ok(Action::await_change())
 }
 
@@ -373,22 +416,25 @@ pub fn find<'a>(state: &'a State, name: &str) -> Option<(&'a VolumeGroup, &'a Lo
         .find_map(|group| Some((group, group.volume_named(name)?)))
 }
 
+/// The volume of ours of a claim that has another name than it was given.
+#[must_use]
+pub fn renamed<'a>(state: &'a State, claim_uid: &str) -> Option<(&'a VolumeGroup, &'a LogicalVolume)> {
+    let name = volume_name(claim_uid);
+    let of_claim = |volume: &&LogicalVolume| {
+        volume.name != name && VolumeTags::parse(&volume.tags).is_some_and(|tags| tags.claim_uid == claim_uid)
+    };
+    state
+        .groups
+        .iter()
+        .find_map(|group| Some((group, group.logical_volumes.iter().find(of_claim)?)))
+}
+
 /// Whether a claim as it is now is the one that a volume was made for, and still selected to this node.
 fn is_still_ours(live: &PersistentVolumeClaim, seen: &PersistentVolumeClaim, node: &str) -> bool {
     live.metadata.uid == seen.metadata.uid
         && live.metadata.deletion_timestamp.is_none()
         && !claim::is_bound(live)
         && claim::selected_node(live) == Some(node)
-}
-
-fn hostname(context: &Context) -> Result<String, ProvisionError> {
-    let label = context
-        .objects
-        .node
-        .state()
-        .first()
-        .and_then(|node| node.meta().labels.as_ref()?.get(HOSTNAME_LABEL).cloned());
-    label.ok_or_else(|| ProvisionError::NoHostname(context.node.clone()))
 }
 
 /// The namespace of a claim.

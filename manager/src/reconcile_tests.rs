@@ -1,8 +1,21 @@
 //! The reconcilers against a pretended API server, LVM and disks: what is asked, in which order, and what is left.
 
 mod bench;
+mod by_hand;
+mod classes;
 mod deletion;
+mod disk_faults;
+mod fakes;
+mod groups;
 mod immediate;
+mod leftovers;
+mod liveness;
 mod lost;
+mod lost_nodes;
+mod misbehaviour;
+mod orphans;
 mod provisioning;
+mod ready_tags;
+mod start;
 mod unknown;
+mod wake;

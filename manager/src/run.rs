@@ -13,6 +13,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource};
 use prometheus_client::registry::Registry;
 use quarry_crds::names::{EVENT_COMPONENT, NODE_LABEL};
+use quarry_crds::orphans::Policy;
 use quarry_crds::{NodeLocalStorage, labels, tags};
 use quarry_process::events::Events;
 use quarry_process::{Ready, Shutdown};
@@ -23,15 +24,20 @@ use crate::args::Args;
 use crate::context::{Context, Objects};
 use crate::disks::Prober;
 use crate::inventory::Inventory;
-use crate::lvm::command::Observer;
+use crate::liveness::{self, Pulse};
+use crate::lvm::command::{Limits, Observer};
 use crate::lvm::{HostLvm, HostOptions, Lvm, problems_of_surroundings};
 use crate::metrics::Metrics;
+use crate::orphans::Orphans;
 use crate::ready_tags::{self, ReadyTags};
 use crate::retry::Retry;
+use crate::storage_capacity::StorageCapacity;
 use crate::uevent::BlockEvents;
 use crate::volume_group::Groups;
+use crate::wake::{self, Wake};
 use crate::wipe::Eraser;
-use crate::{capacity, delete, leftovers, provision};
+use crate::wipe::Wipes;
+use crate::{capacity, delete, leftovers, machine, node_lock, orphans, provision};
 
 /// Runs the manager until it is told to stop, and then until LVM has ended what it was doing.
 ///
@@ -48,18 +54,31 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
     let problems = problems_of_surroundings(&args.proc);
     anyhow::ensure!(problems.is_empty(), "LVM cannot work here: {}", problems.join("; "));
+    let lock = ready.part("the end of the other manager on this node");
+    let Some(_lock) = node_lock::hold(&args.lock, &args.holder, &shutdown).await? else {
+        return Ok(());
+    };
+    lock.set();
     let counted = metrics.clone();
     let observer: Observer = Arc::new(move |stat| counted.command(stat.command, stat.result, stat.duration));
     let disks = Prober::new(args.proc.clone(), Some(observer.clone())).context("disks cannot be looked at")?;
     let wiper = Eraser::new(args.proc.clone(), Some(observer.clone())).context("volumes cannot be wiped")?;
     let options = HostOptions {
+        program: args.lvm.clone(),
+        limits: Limits {
+            deadline: args.lvm_deadline.into(),
+            ..Limits::default()
+        },
         observer: Some(observer),
         ..HostOptions::default()
     };
     let lvm: Arc<dyn Lvm> = Arc::new(HostLvm::new(options).context("LVM cannot be used")?);
     let lvm_part = ready.part("LVM");
-    let inventory = Inventory::open(lvm.clone()).await.context("LVM cannot be read")?;
+    let Some(inventory) = open(&lvm, &shutdown).await else {
+        return Ok(());
+    };
     activate(&*lvm, &inventory).await;
+    crash_point!("start-after-activation");
     lvm_part.set();
 
     let client = Client::try_default()
@@ -73,11 +92,16 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         inventory.clone(),
         shutdown.clone(),
     ));
-    tokio::spawn(inventory.clone().keep(BlockEvents::listen(), shutdown.clone()));
+    tokio::spawn(
+        inventory
+            .clone()
+            .keep(BlockEvents::listen(), changed.clone(), shutdown.clone()),
+    );
     let context = Arc::new(Context {
         events: Events::new(client.clone(), EVENT_COMPONENT, args.node_name.clone()),
         client,
         node: args.node_name.clone(),
+        machine: machine::id(&args.proc).await,
         disks: Arc::new(disks),
         wiper: Arc::new(wiper),
         lvm: lvm.clone(),
@@ -86,16 +110,45 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         ready_tags,
         groups: Groups::default(),
         changed,
+        wake: Wake::default(),
+        storage_capacity: if args.storage_capacity {
+            StorageCapacity::into_namespace(args.namespace.clone())
+        } else {
+            StorageCapacity::default()
+        },
+        wipes: Wipes::default(),
+        orphans: Orphans::default(),
         objects,
     });
+    let pulse = Pulse {
+        namespace: args.namespace,
+        every: args.lease_every.into(),
+    };
     tracing::info!(node = args.node_name, "running");
+    let sweeping = (args.orphans.into(), args.orphan_grace.into());
     tokio::select! {
-        () = controllers.run(context, args.concurrency, shutdown) => {}
+        () = controllers.run(context, args.concurrency, args.startup_taint, pulse, sweeping, shutdown) => {}
         served = admin => served.context("the admin server ended")?.context("the admin port cannot be served")?,
     }
     // What LVM is doing is done to its end; nothing new begins.
     let _settled = lvm.settle().await;
     Ok(())
+}
+
+/// Reads LVM for the first time, and again until it can be read: to end would only make the same commands hang again.
+/// `None` where the end is asked for first.
+pub(crate) async fn open(lvm: &Arc<dyn Lvm>, shutdown: &Shutdown) -> Option<Inventory> {
+    let mut pause = Duration::from_secs(2);
+    loop {
+        match Inventory::open(lvm.clone()).await {
+            Ok(inventory) => return Some(inventory),
+            Err(error) => tracing::error!(%error, "LVM cannot be read; it is tried again"),
+        }
+        tokio::select! {
+            () = shutdown.wait() => return None,
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(60)),
+        }
+    }
 }
 
 /// Activates every volume of every group of ours, as is needed after a reboot before a pod can mount it.
@@ -105,6 +158,7 @@ async fn activate(lvm: &dyn Lvm, inventory: &Inventory) {
         if group.logical_volumes.iter().all(|volume| volume.active == Some(true)) {
             continue;
         }
+        crash_point!("start-before-activation");
         match lvm.activate_group(group.reference()).await {
             Ok(done) => inventory.set(done.state),
             Err(error) => tracing::error!(volume_group = group.name, %error, "its volumes were not all activated"),
@@ -127,13 +181,19 @@ fn watch(client: &Client, args: &Args, ready: &Ready, shutdown: &Shutdown) -> (O
     let claims = Controller::new(Api::all(client.clone()), watcher::Config::default());
     let volumes = Controller::new(Api::all(client.clone()), held);
     let objects = Objects {
-        // kubelet writes the node's status every few seconds; only its labels matter here.
+        // kubelet writes the node's status every few seconds; only its labels and taints matter here.
         node: reflect(
             Api::<Node>::all(client.clone()),
             of_node,
             changed.clone(),
             shutdown,
-            |node| format!("{:?}", node.metadata.labels),
+            |node| {
+                format!(
+                    "{:?}{:?}",
+                    node.metadata.labels,
+                    node.spec.as_ref().map(|spec| &spec.taints)
+                )
+            },
         ),
         classes: reflect(
             Api::<StorageClass>::all(client.clone()),
@@ -211,7 +271,15 @@ where
 }
 
 impl Controllers {
-    async fn run(self, context: Arc<Context>, concurrency: u16, shutdown: Shutdown) {
+    async fn run(
+        self,
+        context: Arc<Context>,
+        concurrency: u16,
+        startup_taint: bool,
+        pulse: Pulse,
+        sweeping: (Policy, Duration),
+        shutdown: Shutdown,
+    ) {
         let config = controller::Config::default().concurrency(concurrency);
         let claim_retry = Retry::default();
         let volume_retry = Retry::default();
@@ -268,7 +336,12 @@ impl Controllers {
         let passes = async {
             if filled(&self.objects, &self.ready).await {
                 let leftovers = leftovers::keep_away(context.clone(), shutdown.clone());
-                tokio::join!(capacity::keep_true(context.clone(), shutdown.clone()), leftovers);
+                let kept = capacity::keep_true(context.clone(), shutdown.clone(), startup_taint);
+                let wake = wake::run(context.clone(), shutdown.clone());
+                let alive = liveness::run(context.clone(), pulse, shutdown.clone());
+                let (policy, grace) = sweeping;
+                let orphans = orphans::sweep_on(context.clone(), policy, grace, shutdown.clone());
+                tokio::join!(kept, leftovers, wake, alive, orphans);
             }
         };
         tokio::select! {

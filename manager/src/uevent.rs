@@ -37,6 +37,12 @@ impl BlockEvents {
         events
     }
 
+    /// Tells of an event, as the kernel's socket does.
+    #[cfg(test)]
+    pub(crate) fn tell(&self) {
+        self.told.notify_one();
+    }
+
     /// Waits for the next event since the last call.
     pub async fn next(&self) {
         self.told.notified().await;

@@ -6,21 +6,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, RwLock};
 
+use quarry_crds::disk_faults::DiskFault;
 use quarry_crds::node_local_storage::DiskStatus;
 use quarry_crds::storage_class::{ClassParameters, VolumeGroupPolicy};
 use quarry_crds::tags::{self, VERSION_TAG};
-use quarry_crds::volume_group::{Action, Found, ListedDisk, Plan, Situation, plan};
+use quarry_crds::volume_group::{Action, Found, Known, ListedDisk, Plan, Situation, plan};
 use quarry_crds::{Extents, NodeLocalStorage};
 use quarry_process::events::Saying;
 use thiserror::Error;
 use tokio::sync::Mutex;
 
 use crate::context::{Context, Listing, Probed};
-use crate::lvm::{CreateGroup, GroupProblem, ReportError, State, VolumeGroup};
-use crate::{capacity, node_local_storage};
+use crate::lvm::{CreateGroup, LogicalVolume, PhysicalVolume, ReportError, State, VolumeGroup};
+use crate::{capacity, disk_faults, node_local_storage, returned, take_down};
 
-/// Tag of a volume group that is to be taken down once no class names it and no volume is left.
-const DELETE_TAG: &str = "quarry.policy=delete";
 /// Below this, in bytes, the metadata area may not hold another volume: about 32 volumes' worth.
 const METADATA_LOW: u64 = 16 * 1024;
 
@@ -38,7 +37,15 @@ pub enum GroupError {
 /// How the volume groups stood at the last pass, by name.
 #[derive(Default)]
 pub struct Groups {
-    views: RwLock<BTreeMap<String, Arc<View>>>,
+    /// None before the first pass.
+    views: RwLock<Option<BTreeMap<String, Arc<View>>>>,
+    /// UUIDs of the volumes of ours that were active at some pass, or were activated: what a person deactivates later
+    /// stays as it is.
+    seen: RwLock<BTreeSet<String>>,
+    /// Devices of volumes that were made anew, or are about to be.
+    pub renewed: disk_faults::Renewed,
+    /// Which volumes were said to be hit by a fault of a disk.
+    pub told: disk_faults::Told,
     one: Mutex<()>,
 }
 
@@ -51,6 +58,8 @@ pub struct View {
     pub probed: Vec<Probed>,
     /// Why the plan was not carried out.
     pub failed: Option<String>,
+    /// The disks of the group that are at fault.
+    pub faults: Vec<DiskFault>,
 }
 
 impl Groups {
@@ -60,23 +69,64 @@ impl Groups {
         self.views
             .read()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .as_ref()?
             .get(name)
             .cloned()
     }
 
-    fn set(&self, views: BTreeMap<String, Arc<View>>) {
-        *self.views.write().unwrap_or_else(std::sync::PoisonError::into_inner) = views;
+    /// Whether a pass has looked at them since the start: before, nothing can be said of any.
+    #[must_use]
+    pub fn are_known(&self) -> bool {
+        self.views
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .is_some()
     }
+
+    /// Whether a volume was not seen yet, and can be activated.
+    pub(crate) fn is_new(&self, volume: &LogicalVolume) -> bool {
+        let seen = self.seen.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        volume.active == Some(false) && !volume.partial && !seen.contains(&volume.uuid)
+    }
+
+    /// Notes what there is now.
+    pub(crate) fn saw(&self, state: &State) {
+        let mut seen = self.seen.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let volumes = state.groups.iter().flat_map(|group| &group.logical_volumes);
+        let known = |volume: &&LogicalVolume| match volume.active {
+            // With its disk it comes back as it was, and is to be activated then.
+            Some(false) => !volume.partial && seen.contains(&volume.uuid),
+            _ => true,
+        };
+        let now = volumes.filter(known).map(|volume| volume.uuid.clone()).collect();
+        *seen = now;
+    }
+
+    fn set(&self, views: BTreeMap<String, Arc<View>>) {
+        *self.views.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(views);
+    }
+}
+
+/// How a pass ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    /// Everything that was to be done is done.
+    Complete,
+    /// LVM did not do all of it: another pass is due, though nothing changes.
+    Unfinished,
 }
 
 /// Looks at everything on this node once, and brings it in line.
 ///
 /// # Errors
 /// Something could not be read or written; the next pass starts anew.
-pub async fn pass(context: &Context) -> Result<(), GroupError> {
+pub async fn pass(context: &Context) -> Result<Pass, GroupError> {
     let _one = context.groups.one.lock().await;
     node_local_storage::follow_classes(context).await?;
-    restore_returned(context).await;
+    let mut complete = take_down::finish(context).await;
+    complete &= returned::restore(context).await;
+    complete &= returned::activate(context).await;
+    complete &= disk_faults::renew_stale(context).await;
     let state = context.inventory.get();
     let names: BTreeSet<String> = context
         .objects
@@ -96,6 +146,7 @@ pub async fn pass(context: &Context) -> Result<(), GroupError> {
     let mut seen = BTreeSet::new();
     listings.retain(|listing| seen.insert((listing.path.clone(), listing.volume_group.clone())));
     let probed = context.disks.probe(listings.clone(), state.clone()).await;
+    let failing = disk_faults::failing(context, &state).await;
     let mut views = BTreeMap::new();
     for name in &names {
         let of_group = |(listing, probed): (&Listing, &Probed)| (listing.volume_group == *name).then(|| probed.clone());
@@ -107,25 +158,40 @@ pub async fn pass(context: &Context) -> Result<(), GroupError> {
             probed.iter().map(|p| p.disk.clone()).collect(),
         ));
         let failed = carry_out(context, name, &made.action).await;
+        complete &= failed.is_none();
         let after = context.inventory.get();
         for one in &mut probed {
             settle(one, &made, name, &after);
         }
+        let group = own_group(context, name, &after);
+        let faults = group.map_or_else(Vec::new, |group| {
+            disk_faults::of_group(group, &failing, &recorded_disks(context, name))
+        });
         views.insert(
             name.clone(),
             Arc::new(View {
+                faults,
                 plan: settled(made, &probed),
                 probed,
                 failed,
             }),
         );
     }
+    crash_point!("pass-before-publish");
     context.groups.set(views);
     for name in &names {
         publish(context, name).await?;
     }
-    take_down_unused(context, &names).await;
-    Ok(())
+    let state = context.inventory.get();
+    for name in &names {
+        let faults = context
+            .groups
+            .view(name)
+            .map_or_else(Vec::new, |view| view.faults.clone());
+        disk_faults::tell(context, name, own_group(context, name, &state), &faults).await;
+    }
+    complete &= take_down::unused(context, &names).await;
+    Ok(if complete { Pass::Complete } else { Pass::Unfinished })
 }
 
 fn by_age(context: &Context, names: &BTreeSet<String>) -> Vec<Arc<NodeLocalStorage>> {
@@ -135,48 +201,43 @@ fn by_age(context: &Context, names: &BTreeSet<String>) -> Vec<Arc<NodeLocalStora
         .collect()
 }
 
-/// Disks that were missing while their group was changed and are back: LVM goes on taking them for missing until told.
-async fn restore_returned(context: &Context) {
-    for group in context
-        .inventory
-        .get()
-        .groups
-        .iter()
-        .filter(|group| tags::is_ours(&group.tags))
-    {
-        for pv in group
-            .physical_volumes
-            .iter()
-            .filter(|pv| pv.missing && pv.device.is_some())
-        {
-            tracing::info!(volume_group = group.name, physical_volume = pv.uuid, "a disk is back");
-            match context
-                .lvm
-                .restore_physical_volume(group.reference(), pv.uuid.clone())
-                .await
-            {
-                Ok(done) => context.inventory.set(done.state),
-                Err(error) => tracing::warn!(volume_group = group.name, %error, "it was not taken up again"),
-            }
-        }
-    }
-}
-
 /// What is known about a group.
-fn situation<'a>(context: &Context, name: &'a str, state: &'a State, disks: Vec<ListedDisk>) -> Situation<'a> {
+fn situation<'a>(context: &'a Context, name: &'a str, state: &'a State, disks: Vec<ListedDisk>) -> Situation<'a> {
+    let lost = context.objects.lost_groups(name);
     let statuses: Vec<_> = context
         .objects
         .storages_of(name)
         .into_iter()
         .filter_map(|s| s.status.clone())
+        .filter(|status| {
+            status
+                .volume_group
+                .as_ref()
+                .is_none_or(|group| !lost.contains(&group.uuid))
+        })
         .collect();
-    let recorded = statuses
-        .iter()
-        .find_map(|status| status.volume_group.as_ref().map(|group| group.uuid.clone()));
+    let recorded = statuses.iter().find_map(|status| {
+        Some(Known {
+            uuid: status.volume_group.as_ref()?.uuid.clone(),
+            machine: status.machine_id.clone(),
+        })
+    });
+    let held: BTreeSet<Known> = context
+        .objects
+        .volumes_of(name)
+        .into_iter()
+        .filter(|(our, _)| our.node == context.node && !lost.contains(&our.volume_group_uuid))
+        .map(|(our, _)| Known {
+            uuid: our.volume_group_uuid,
+            machine: our.machine,
+        })
+        .collect();
     let recorded_disks: Vec<DiskStatus> = statuses.into_iter().flat_map(|status| status.disks).collect();
     Situation {
         name,
         recorded,
+        held: held.into_iter().collect(),
+        machine: context.machine.as_deref(),
         recorded_disks,
         found: found(state, name),
         incomplete: state.incomplete.as_deref(),
@@ -184,22 +245,52 @@ fn situation<'a>(context: &Context, name: &'a str, state: &'a State, disks: Vec<
     }
 }
 
+/// The group of that name that Quarry made and recorded: not another one that has the name too.
+fn own_group<'a>(context: &Context, name: &'a str, state: &'a State) -> Option<&'a VolumeGroup> {
+    let lost = context.objects.lost_groups(name);
+    let recorded = |uuid: &String| {
+        let storages = context.objects.storages_of(name);
+        let known = storages.iter().filter_map(|storage| {
+            let uuid = storage.status.as_ref()?.volume_group.as_ref()?.uuid.clone();
+            (!lost.contains(&uuid)).then_some(uuid)
+        });
+        let known: Vec<String> = known.collect();
+        known.is_empty() || known.contains(uuid)
+    };
+    state
+        .groups_named(name)
+        .find(|group| tags::is_ours(&group.tags) && recorded(&group.uuid))
+}
+
+fn recorded_disks(context: &Context, name: &str) -> Vec<DiskStatus> {
+    let storages = context.objects.storages_of(name);
+    let statuses = storages.iter().filter_map(|storage| storage.status.as_ref());
+    statuses.flat_map(|status| status.disks.clone()).collect()
+}
+
 fn found(state: &State, name: &str) -> Found {
     let mut named = state.groups_named(name);
     match (named.next(), named.count()) {
         (None, _) => Found::None,
         (Some(_), others @ 1..) => Found::Several(others + 1),
-        (Some(group), 0) => Found::One {
-            uuid: group.uuid.clone(),
-            ours: tags::is_ours(&group.tags),
-            missing: group
-                .physical_volumes
-                .iter()
-                .filter(|pv| pv.missing)
-                .map(|pv| pv.uuid.clone())
-                .collect(),
-            problem: state.problem_of(group).map(|problem| problem.to_string()),
+        (Some(group), 0) => match tags::unknown_version(&group.tags) {
+            Some(tag) => Found::OtherVersion(tag.to_owned()),
+            None => one(state, group),
         },
+    }
+}
+
+fn one(state: &State, group: &VolumeGroup) -> Found {
+    Found::One {
+        uuid: group.uuid.clone(),
+        ours: tags::is_ours(&group.tags),
+        missing: group
+            .physical_volumes
+            .iter()
+            .filter(|pv| pv.missing)
+            .map(|pv| pv.uuid.clone())
+            .collect(),
+        problem: state.problem_of(group).map(|problem| problem.to_string()),
     }
 }
 
@@ -210,12 +301,13 @@ async fn carry_out(context: &Context, name: &str, action: &Action) -> Option<Str
         Action::Create(devices) => {
             tracing::info!(volume_group = name, ?devices, "making the volume group");
             let mut tags = vec![VERSION_TAG.to_owned()];
-            tags.extend(policy(context, name).then(|| DELETE_TAG.to_owned()));
+            tags.extend(policy(context, name).then(|| take_down::DELETE_TAG.to_owned()));
             let request = CreateGroup {
                 name: name.to_owned(),
                 devices: devices.clone(),
                 tags,
             };
+            crash_point!("group-before-vgcreate");
             context
                 .lvm
                 .create_group(request)
@@ -226,6 +318,7 @@ async fn carry_out(context: &Context, name: &str, action: &Action) -> Option<Str
             tracing::info!(volume_group = name, ?devices, "extending the volume group");
             let state = context.inventory.get();
             let group = state.groups_named(name).next()?.reference();
+            crash_point!("group-before-vgextend");
             context
                 .lvm
                 .extend_group(group, devices.clone())
@@ -240,6 +333,7 @@ async fn carry_out(context: &Context, name: &str, action: &Action) -> Option<Str
                 context.node,
                 done.value.physical_volumes.len()
             );
+            crash_point!("group-after-change");
             context.inventory.set(done.state);
             for storage in context.objects.storages_of(name) {
                 context
@@ -325,7 +419,12 @@ pub fn usable(context: &Context, name: &str) -> Result<VolumeGroup, String> {
     match state.problem_of(group) {
         Some(problem) => Err(format!("volume group {name}: {problem}")),
         None if is_metadata_low(group) => Err(format!("the metadata area of volume group {name} is nearly full")),
-        None => Ok(group.clone()),
+        None => {
+            if let Some(failing) = disk_faults::all_failing(group, &view.faults) {
+                return Err(failing);
+            }
+            Ok(disk_faults::without_failing(group.clone(), &view.faults))
+        }
     }
 }
 
@@ -335,50 +434,15 @@ pub fn is_metadata_low(group: &VolumeGroup) -> bool {
     group.metadata_free.0 < METADATA_LOW
 }
 
-/// The one disk on which a volume fits best, so that it depends on as few disks as possible; none (any) where it fits on
-/// no single one.
+/// The one disk on which a volume fits best, so that it depends on as few disks as possible; where it fits on no single one,
+/// all on which volumes may be made, or none named (any) where that is every disk.
 #[must_use]
 pub fn best_devices(group: &VolumeGroup, extents: Extents) -> Vec<String> {
-    group
-        .physical_volumes
-        .iter()
-        .filter(|pv| pv.is_usable(&[]) && pv.free >= extents)
-        .min_by_key(|pv| pv.free)
-        .and_then(|pv| pv.device.clone())
-        .into_iter()
-        .collect()
-}
-
-/// Takes down groups that Quarry made, whose class asked for it, that no class names and in which nothing is left.
-async fn take_down_unused(context: &Context, named: &BTreeSet<String>) {
-    let state = context.inventory.get();
-    if state.incomplete.is_some() {
-        return;
+    let usable = || group.physical_volumes.iter().filter(|pv| pv.is_usable(&[]));
+    let devices = |pv: &PhysicalVolume| pv.device.clone();
+    match usable().filter(|pv| pv.free >= extents).min_by_key(|pv| pv.free) {
+        Some(best) => devices(best).into_iter().collect(),
+        None if usable().count() < group.physical_volumes.len() => usable().filter_map(devices).collect(),
+        None => Vec::new(),
     }
-    for group in &state.groups {
-        let wanted = named.contains(&group.name) || is_named_by_a_class(context, &group.name);
-        let asked = tags::is_ours(&group.tags) && group.tags.iter().any(|tag| tag == DELETE_TAG);
-        let healthy = !matches!(
-            state.problem_of(group),
-            Some(GroupProblem::DuplicateName | GroupProblem::Partial)
-        );
-        if wanted || !asked || !healthy || !group.logical_volumes.is_empty() {
-            continue;
-        }
-        tracing::info!(
-            volume_group = group.name,
-            "no class names it and it is empty: taking it down"
-        );
-        match context.lvm.remove_group(group.reference()).await {
-            Ok(done) => context.inventory.set(done.state),
-            Err(error) => tracing::warn!(volume_group = group.name, %error, "it could not be taken down"),
-        }
-    }
-}
-
-fn is_named_by_a_class(context: &Context, name: &str) -> bool {
-    context.objects.classes.state().iter().any(|class| {
-        quarry_crds::storage_class::is_ours(class)
-            && ClassParameters::of(class).map_or(true, |parameters| parameters.volume_group == name)
-    })
 }

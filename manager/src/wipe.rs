@@ -6,9 +6,15 @@
 //! an old one; a raw volume needs **zeros**. LVM has wiped signatures when it made the volume; what is done here stands
 //! also where that was interrupted, and is proved by looking before a PersistentVolume is made.
 //!
+//! What becomes of the data of a volume that is deleted is the choice of its class. A discard (BLKDISCARD) is a hint: a
+//! disk may keep what it is told to forget, and what is read afterwards is its own affair. Only two things promise zeros:
+//! the kernel's word that it deallocated blocks so that they read as zeros (fallocate(2) with FALLOC_FL_PUNCH_HOLE on a
+//! block device, which a disk without such a command refuses), and zeros that were written (BLKZEROOUT).
+//!
 //! Everything here starts from the beginning when it is started again. Before the first byte is written, the device is
 //! shown to be the very volume that is meant: its device-mapper UUID is made of the UUIDs of volume group and volume.
 
+mod background;
 mod holders;
 mod volumes;
 mod zero;
@@ -25,9 +31,11 @@ use quarry_crds::tags::Wipe;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
+pub use background::{Progress, Wipes};
+
 use crate::disks::device_number;
 use crate::disks::signatures::Signatures;
-use crate::disks::sysfs::read;
+use crate::disks::sysfs::{self, read};
 use crate::lvm::command::{CommandError, Limits, NotInstalled, Observer, Program};
 use crate::lvm::{LogicalVolume, VolumeGroup};
 
@@ -135,7 +143,7 @@ impl Target {
                 });
             }
         };
-        let directory = sys.join("dev/block").join(format!("{}:{}", number.0, number.1));
+        let directory = sysfs::directory(sys, number);
         let (found, expected) = (
             read(&directory, "dm/uuid").unwrap_or_default(),
             self.device_mapper_uuid(),
@@ -162,6 +170,7 @@ impl Eraser {
         let patient = Limits {
             warn_after: Duration::from_secs(60),
             deadline: Duration::from_secs(900),
+            ..Limits::default()
         };
         let wipefs = find("wipefs")?;
         Ok(Self {
@@ -180,31 +189,37 @@ impl Eraser {
     pub async fn wipe_new(&self, target: &Target, how: Wipe, cancel: &CancellationToken) -> Result<(), WipeError> {
         self.wait_for(target, cancel).await?;
         match how {
-            Wipe::Signatures => self.erase_signatures(target).await?,
+            Wipe::Signatures => self.erase_ends(target).await?,
             Wipe::Discard => {
-                if !self.discard(target).await? {
+                if !zero::deallocated(&self.sys, target, cancel).await? {
+                    self.discard(target).await?;
                     zero::whole(self, target, cancel).await?;
                 }
-                self.erase_signatures(target).await?;
             }
             Wipe::Zero => zero::whole(self, target, cancel).await?,
         }
+        crash_point!("wipe-before-proof");
+        match self.prove_clean(target).await {
+            // LVM has erased what it knew when it made the volume, so that hardly ever anything is left elsewhere.
+            Err(WipeError::NotClean { .. }) if how == Wipe::Signatures => {}
+            proved => return proved,
+        }
+        self.erase_known(target).await?;
         self.prove_clean(target).await
     }
 
-    /// Wipes a volume that is about to be removed, so that nothing on it is recognised any more, and gives its blocks
-    /// back to the disk where that was asked for. It is not written with zeros: every volume that would show them is,
-    /// when it is made. A volume without a device is left as it is.
+    /// Wipes a volume that is about to be removed, so that nothing on it is recognised any more, and its other blocks as
+    /// was asked for. It must be active.
     ///
     /// # Errors
-    /// It could not be written, or is held by somebody.
-    pub async fn wipe_old(&self, target: &Target, how: Wipe) -> Result<(), WipeError> {
-        match target.resolve(&self.sys) {
-            Err(WipeError::NotThere(_)) => return Ok(()),
-            result => result?,
-        };
-        if how == Wipe::Discard {
-            self.discard(target).await?;
+    /// It could not be written, has no device, or is held by somebody.
+    pub async fn wipe_old(&self, target: &Target, how: Wipe, cancel: &CancellationToken) -> Result<(), WipeError> {
+        self.wait_for(target, cancel).await?;
+        match how {
+            Wipe::Signatures => {}
+            Wipe::Discard if zero::deallocated(&self.sys, target, cancel).await? => {}
+            Wipe::Discard if self.discard(target).await? => {}
+            Wipe::Discard | Wipe::Zero => zero::whole(self, target, cancel).await?,
         }
         self.erase_signatures(target).await
     }
@@ -260,7 +275,18 @@ impl Eraser {
     }
 
     async fn erase_signatures(&self, target: &Target) -> Result<(), WipeError> {
+        self.erase_ends(target).await?;
+        self.erase_known(target).await
+    }
+
+    async fn erase_ends(&self, target: &Target) -> Result<(), WipeError> {
         zero::ends(&self.sys, target, ENDS).await?;
+        crash_point!("wipe-after-ends");
+        Ok(())
+    }
+
+    /// Whatever libblkid recognises, wherever it is.
+    async fn erase_known(&self, target: &Target) -> Result<(), WipeError> {
         let arguments = vec![
             "--all".to_owned(),
             "--quiet".to_owned(),
@@ -270,7 +296,7 @@ impl Eraser {
         Ok(())
     }
 
-    /// Discards every block; false where the disk cannot do that.
+    /// Tells the disk to forget every block; false where the disk cannot do that.
     async fn discard(&self, target: &Target) -> Result<bool, WipeError> {
         target.resolve(&self.sys)?;
         let output = self

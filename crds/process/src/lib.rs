@@ -2,13 +2,17 @@
 
 pub mod admin;
 pub mod events;
+pub mod leader;
 pub mod logs;
+mod patient;
 pub mod ready;
 pub mod serve;
 pub mod shutdown;
+pub mod tls;
 
 pub use admin::{build_info, serve_admin};
 pub use logs::{LogFormat, init_logs};
 pub use ready::{Part, Ready};
-pub use serve::{Limits, ServeError, bind, serve};
+pub use serve::{Limits, ServeError, bind, serve, serve_with};
 pub use shutdown::Shutdown;
+pub use tls::{Material, Tls, TlsError};

@@ -1,7 +1,8 @@
 //! An HTTP/1 server with limits, that drains when the process is to end.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -13,17 +14,27 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use crate::patient::Patient;
 use crate::shutdown::Shutdown;
+use crate::tls::Tls;
 
 /// What a client may do.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Connections at a time; more have to wait.
     pub connections: usize,
+    /// Connections at a time from one address; more are closed, so that one client cannot keep all others out.
+    pub connections_of_one: usize,
     /// A connection that takes longer to send the head of a request, or sends none for so long, is closed.
     pub header_read: Duration,
-    /// Largest buffer for the head of a request, in bytes.
+    /// Largest buffer for the head of a request, in bytes; more is answered with 431.
     pub header_buffer: usize,
+    /// Most header fields of a request; more are answered with 431.
+    pub headers: usize,
+    /// A client that takes longer to agree on TLS is dropped.
+    pub handshake: Duration,
+    /// A connection that takes nothing of an answer for so long is closed.
+    pub write: Duration,
     /// How long requests under way may take to end when the process is to end.
     pub drain: Duration,
 }
@@ -32,8 +43,12 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 256,
+            connections_of_one: 256,
             header_read: Duration::from_secs(120),
             header_buffer: 64 << 10,
+            headers: 64,
+            handshake: Duration::from_secs(10),
+            write: Duration::from_secs(30),
             drain: Duration::from_secs(10),
         }
     }
@@ -45,8 +60,12 @@ impl Limits {
     pub fn small() -> Self {
         Self {
             connections: 64,
+            connections_of_one: 16,
             header_read: Duration::from_secs(5),
             header_buffer: 16 << 10,
+            headers: 64,
+            handshake: Duration::from_secs(5),
+            write: Duration::from_secs(5),
             drain: Duration::from_secs(1),
         }
     }
@@ -74,11 +93,18 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
 
 /// Serves until the process is to end, and then until no request is under way, or [`Limits::drain`] has passed.
 pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: Shutdown) {
+    serve_with(listener, router, limits, shutdown, None).await;
+}
+
+/// The same with TLS, where that is set up.
+pub async fn serve_with(listener: TcpListener, router: Router, limits: Limits, shutdown: Shutdown, tls: Option<Tls>) {
     let graceful = GracefulShutdown::new();
     let places = Arc::new(Semaphore::new(limits.connections));
+    let peers = Peers::default();
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(limits.header_read)
+        .max_headers(limits.headers)
         .max_buf_size(limits.header_buffer.max(8192));
     loop {
         let accept = async {
@@ -89,8 +115,8 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
             (place, stream) = accept => (place, stream),
             () = shutdown.wait() => break,
         };
-        let stream = match stream {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match stream {
+            Ok((stream, peer)) => (stream, peer.ip()),
             Err(error) => {
                 // Too many open files, or a client that went away: neither ends the server.
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -98,16 +124,45 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
                 continue;
             }
         };
+        let Some(turn) = peers.admit(peer, limits.connections_of_one) else {
+            tracing::debug!(%peer, "too many connections of one client; this one is closed");
+            continue;
+        };
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY could not be set");
         }
-        let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
-        let connection = graceful.watch(connection);
+        let stream = Patient::new(stream, limits.write);
+        let service = TowerToHyperService::new(router.clone());
+        let Some(tls) = &tls else {
+            let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+            tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "a connection ended early");
+                }
+                drop((place, turn));
+            });
+            continue;
+        };
+        let (accept, http, watcher) = (tls.accept(stream), http.clone(), graceful.watcher());
+        let shutdown = shutdown.clone();
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended early");
+            let accepted = tokio::select! {
+                accepted = tokio::time::timeout(limits.handshake, accept) => accepted,
+                // Nothing is under way yet.
+                () = shutdown.wait() => return,
+            };
+            match accepted {
+                Ok(Ok(stream)) => {
+                    let connection = watcher.watch(http.serve_connection(TokioIo::new(stream), service));
+                    if let Err(error) = connection.await {
+                        tracing::debug!(%error, "a connection ended early");
+                    }
+                }
+                // Such as a client that does not trust us: it says so in its own log too.
+                Ok(Err(error)) => tracing::warn!(%peer, %error, "a connection was not accepted by TLS"),
+                Err(_) => tracing::debug!(%peer, "a client took too long for TLS"),
             }
-            drop(place);
+            drop((place, turn));
         });
     }
     drop(listener);
@@ -116,62 +171,45 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use axum::routing::get;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpStream;
+/// Connections by address.
+#[derive(Default)]
+struct Peers {
+    connections: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
 
-    use super::*;
+/// One connection of an address, until it is dropped.
+struct Turn {
+    peer: IpAddr,
+    connections: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
 
-    async fn start(router: Router, limits: Limits) -> (SocketAddr, Shutdown, tokio::task::JoinHandle<()>) {
-        let listener = bind(([127, 0, 0, 1], 0).into()).await.expect("a free port");
-        let address = listener.local_addr().expect("its address");
-        let shutdown = Shutdown::new();
-        let server = tokio::spawn(serve(listener, router, limits, shutdown.clone()));
-        (address, shutdown, server)
-    }
-
-    #[tokio::test]
-    async fn a_request_under_way_is_answered_before_the_end() {
-        let slow = || async {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            "done"
-        };
-        let (address, shutdown, server) = start(Router::new().route("/", get(slow)), Limits::default()).await;
-        let mut client = TcpStream::connect(address).await.expect("connected");
-        client
-            .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            .await
-            .expect("sent");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        shutdown.ask();
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).await.expect("answered, then closed");
-        assert!(answer.ends_with("done"), "{answer}");
-        server.await.expect("ended");
-        assert!(TcpStream::connect(address).await.is_err(), "nothing listens any more");
-    }
-
-    #[tokio::test]
-    async fn a_client_that_never_finishes_its_head_is_dropped() {
-        let limits = Limits {
-            header_read: Duration::from_millis(100),
-            ..Limits::small()
-        };
-        let (address, _shutdown, _server) = start(Router::new(), limits).await;
-        let mut client = TcpStream::connect(address).await.expect("connected");
-        client.write_all(b"GET / HTTP/1.1\r\nHo").await.expect("sent");
-        let mut answer = Vec::new();
-        let ended = tokio::time::timeout(Duration::from_secs(5), client.read_to_end(&mut answer)).await;
-        assert!(ended.is_ok(), "still connected");
-    }
-
-    #[tokio::test]
-    async fn a_taken_port_is_named() {
-        let first = bind(([127, 0, 0, 1], 0).into()).await.expect("a free port");
-        let address = first.local_addr().expect("its address");
-        let error = bind(address).await.expect_err("taken").to_string();
-        assert!(error.contains(&address.to_string()), "{error}");
+impl Peers {
+    fn admit(&self, peer: IpAddr, most: usize) -> Option<Turn> {
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = connections.entry(peer).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(Turn {
+            peer,
+            connections: Arc::clone(&self.connections),
+        })
     }
 }
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = connections.get_mut(&self.peer) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                connections.remove(&self.peer);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "serve_tests.rs"]
+mod tests;

@@ -72,6 +72,8 @@ pub enum Reason {
         /// The path by which the disk is listed.
         device: String,
     },
+    /// What it carries, of a disk that is refused for another reason: to wipe it would be the wrong advice.
+    Carries(Vec<Signature>),
     /// It could not be examined.
     NotProbed(String),
     /// It is listed before, for the same volume group.
@@ -85,6 +87,15 @@ pub enum Reason {
         path: String,
         /// For that group.
         volume_group: String,
+    },
+    /// Its sectors are of another size than those of the other disks of the volume group.
+    OtherSectorSize {
+        /// Size of its logical sectors, in bytes.
+        sector: u32,
+        /// Name of the group.
+        volume_group: String,
+        /// Size of the logical sectors of the group's disks, in bytes.
+        group_sector: u32,
     },
 }
 
@@ -194,6 +205,10 @@ impl fmt::Display for Reason {
                 "carries {signature}; {NEVER}: wipe it yourself with \"{}\" if it is not needed",
                 remedy(signature, device)
             ),
+            Self::Carries(signatures) => {
+                let shown: Vec<_> = signatures.iter().map(ToString::to_string).collect();
+                write!(f, "carries {}", shown.join(" and "))
+            }
             Self::NotProbed(problem) => {
                 write!(
                     f,
@@ -207,6 +222,15 @@ impl fmt::Display for Reason {
                 f,
                 "is the same disk as {path}, which is listed for volume group {volume_group}; a disk belongs to one \
                  group: take it off one list"
+            ),
+            Self::OtherSectorSize {
+                sector,
+                volume_group,
+                group_sector,
+            } => write!(
+                f,
+                "has logical sectors of {sector} bytes, and the disks of volume group {volume_group} have sectors of \
+                 {group_sector}: LVM makes no group of both; list it in a class of its own"
             ),
         }
     }
@@ -246,9 +270,13 @@ impl fmt::Display for Signature {
             }
             "LVM2_member" => f.write_str("the LVM label of a physical volume")?,
             "swap" => f.write_str("swap space")?,
-            kind if kind.ends_with("_member") || kind.contains('_') || kind == "bcache" || kind == "drbd" => {
-                write!(f, "a member of something: {kind}")?;
-            }
+            "linux_raid_member" => f.write_str("a member of an MD array, linux_raid_member")?,
+            "zfs_member" => f.write_str("a member of a ZFS pool, zfs_member")?,
+            "crypto_LUKS" => f.write_str("an encrypted volume, crypto_LUKS")?,
+            "ceph_bluestore" => f.write_str("an OSD of Ceph, ceph_bluestore")?,
+            "bcache" => f.write_str("a bcache device, bcache")?,
+            "drbd" => f.write_str("metadata of DRBD, drbd")?,
+            kind if kind.ends_with("_member") || kind.contains('_') => write!(f, "a member of something: {kind}")?,
             kind if kind.starts_with("ext") => write!(f, "an {kind} file system")?,
             kind => write!(f, "a {kind} file system or header")?,
         }

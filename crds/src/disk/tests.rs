@@ -5,6 +5,7 @@ use super::*;
 const WANTED: Wanted<'_> = Wanted {
     volume_group: "fast",
     allow_unstable_names: false,
+    group_sector: None,
 };
 
 fn blank() -> DiskFacts {
@@ -263,7 +264,14 @@ fn all_reasons_at_once_but_none_twice_and_none_that_misleads() {
     let Verdict::Rejected(reasons) = judge(&facts, WANTED) else {
         panic!("must be refused")
     };
-    assert_eq!(reasons.len(), 2, "{reasons:?}");
+    assert_eq!(reasons.len(), 3, "{reasons:?}");
+    // What it carries and where is said, but not how to wipe a disk that is in use.
+    let told = text(&facts);
+    assert!(
+        told.contains("xfs file system or header at offset 0") && told.contains("gpt at offset 512"),
+        "{told}"
+    );
+    assert!(!told.contains("wipefs"), "{told}");
     let idle = DiskFacts {
         mounts: vec![],
         ..facts
@@ -329,6 +337,57 @@ fn one_disk_under_two_names() {
         "{texts:?}"
     );
     assert!(texts[1].contains("volume group fast"), "{texts:?}");
+}
+
+#[test]
+fn sectors_of_two_sizes_make_no_group() {
+    let of = |number, logical_sector| DiskFacts {
+        number: (259, number),
+        logical_sector,
+        ..blank()
+    };
+    let slow = Wanted {
+        volume_group: "slow",
+        ..WANTED
+    };
+    // There is no group yet: the first blank disk decides, each group for itself.
+    let verdicts = judge_all(&[
+        (of(1, 512), WANTED),
+        (of(2, 4096), WANTED),
+        (of(3, 4096), slow),
+        (of(4, 512), WANTED),
+    ]);
+    let refused: Vec<_> = verdicts.iter().map(Verdict::rejection).collect();
+    assert!(matches!(refused.as_slice(), [None, Some(_), None, None]), "{refused:?}");
+    let text = refused[1].clone().unwrap_or_default();
+    for part in [
+        "sectors of 4096 bytes",
+        "volume group fast",
+        "of 512",
+        "a class of its own",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    // There is one, whose disks may not be listed any more.
+    let there = Wanted {
+        group_sector: Some(4096),
+        ..WANTED
+    };
+    let verdicts = judge_all(&[(of(1, 512), there), (of(2, 4096), there)]);
+    assert!(
+        verdicts[0].rejection().is_some() && verdicts[1] == Verdict::Blank,
+        "{verdicts:?}"
+    );
+    // What is in the group stays in it, whatever its sectors are.
+    let member = DiskFacts {
+        membership: Some(Membership::Group {
+            physical_volume: "pv".into(),
+            volume_group: "vg".into(),
+            name: "fast".into(),
+        }),
+        ..of(1, 512)
+    };
+    assert!(matches!(judge_all(&[(member, there)])[0], Verdict::Member { .. }));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use quarry_crds::disk::Verdict;
+use quarry_crds::disk::{Reason, Verdict};
 use quarry_crds::volume_group::{DiskStanding, ListedDisk};
 
 use super::{Absent, Asked, Found, Prober};
@@ -32,6 +32,15 @@ impl Disks for Prober {
     fn of_model(&self, model: String) -> BoxFuture<'_, Vec<String>> {
         Self::of_model(self, model).boxed()
     }
+
+    fn fault(&self, device: String) -> BoxFuture<'_, Option<String>> {
+        self.host.health.fault(device).boxed()
+    }
+
+    fn stands_on(&self, device: (u32, u32), others: &[(u32, u32)]) -> Option<bool> {
+        let below = self.host.sysfs.below(device)?;
+        Some(others.iter().all(|other| below.contains(other)))
+    }
 }
 
 fn probed(path: String, looked: Result<Found, Absent>) -> Probed {
@@ -41,9 +50,14 @@ fn probed(path: String, looked: Result<Found, Absent>) -> Probed {
             let standing = match verdict {
                 Verdict::Blank => DiskStanding::Blank,
                 Verdict::Member { physical_volume, .. } => DiskStanding::Member { physical_volume },
-                Verdict::Rejected(_) => DiskStanding::Rejected {
-                    reason: reason.unwrap_or_default(),
-                },
+                Verdict::Rejected(reasons) => {
+                    let reason = reason.unwrap_or_default();
+                    if reasons.iter().any(|reason| matches!(reason, Reason::NotProbed(_))) {
+                        DiskStanding::Unreadable { reason }
+                    } else {
+                        DiskStanding::Rejected { reason }
+                    }
+                }
             };
             Probed {
                 disk: ListedDisk {
@@ -61,7 +75,7 @@ fn probed(path: String, looked: Result<Found, Absent>) -> Probed {
             let reason = absent.to_string();
             let standing = match absent {
                 Absent::Missing => DiskStanding::Missing { reason },
-                Absent::NotBlock | Absent::Unreadable(_) => DiskStanding::Rejected { reason },
+                Absent::NotBlock | Absent::NoPath(_) | Absent::Unreadable(_) => DiskStanding::Rejected { reason },
             };
             let disk = ListedDisk {
                 path,

@@ -37,6 +37,28 @@ fn read_number(text: &str) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
+/// Where sysfs, which is at `sys`, has a device.
+pub(crate) fn directory(sys: &Path, number: (u32, u32)) -> PathBuf {
+    sys.join("dev/block").join(format!("{}:{}", number.0, number.1))
+}
+
+/// The kernel's names of what is made of the device in a directory of sysfs, sorted.
+pub(crate) fn holders(directory: &Path) -> Vec<String> {
+    names_in(&directory.join("holders"))
+}
+
+/// A device as people know it: device-mapper's by name.
+pub(crate) fn shown(sys: &Path, name: &str) -> String {
+    match read(&sys.join("block").join(name), "dm/name") {
+        Some(dm) => format!("/dev/mapper/{dm}"),
+        None => device(name),
+    }
+}
+
+fn device(name: &str) -> String {
+    format!("/dev/{}", name.replace('!', "/"))
+}
+
 impl Sysfs {
     pub(crate) fn of_host() -> Self {
         Self {
@@ -56,7 +78,7 @@ impl Sysfs {
     }
 
     fn directory(&self, number: (u32, u32)) -> PathBuf {
-        self.sys.join("dev/block").join(format!("{}:{}", number.0, number.1))
+        directory(&self.sys, number)
     }
 
     /// What sysfs and udev say of a device.
@@ -76,14 +98,14 @@ impl Sysfs {
             let from_sysfs = files.iter().find_map(|file| read(&disk, file));
             from_sysfs.or_else(|| keys.iter().find_map(|key| udev.get(*key).cloned()))
         };
-        let mut holders: BTreeSet<String> = self.holders(&directory);
+        let mut holders: BTreeSet<String> = holders(&directory).into_iter().collect();
         let parts = self.partitions(&directory);
         for part in &parts {
-            holders.extend(self.holders(&directory.join(part)));
+            holders.extend(self::holders(&directory.join(part)));
         }
         Ok(DiskFacts {
             asked: String::new(),
-            device: self.device(&name),
+            device: device(&name),
             number,
             kind: self.kind(&name, &directory, is_partition, &udev),
             size: Bytes(sectors.saturating_mul(SECTOR)),
@@ -101,8 +123,8 @@ impl Sysfs {
                 .filter(|wwn| !wwn.starts_with("t10.")),
             rotational: read(&disk, "queue/rotational").map(|text| text == "1"),
             aliases: Vec::new(),
-            partitions: parts.iter().map(|part| self.device(part)).collect(),
-            holders: holders.into_iter().map(|holder| self.shown(&holder)).collect(),
+            partitions: parts.iter().map(|part| device(part)).collect(),
+            holders: holders.into_iter().map(|holder| shown(&self.sys, &holder)).collect(),
             mounts: Vec::new(),
             swaps: Vec::new(),
             twins: Vec::new(),
@@ -122,7 +144,7 @@ impl Sysfs {
                 .or_else(|| udev.get("ID_PART_ENTRY_NAME"))
                 .cloned();
             return DeviceKind::Partition {
-                disk: self.device(&disk),
+                disk: device(&disk),
                 label,
             };
         }
@@ -200,8 +222,7 @@ impl Sysfs {
                 continue;
             };
             let parts = self.partitions(&directory).into_iter().map(|part| directory.join(part));
-            let holders = self
-                .holders(&directory)
+            let holders = holders(&directory)
                 .into_iter()
                 .map(|name| self.sys.join("block").join(name));
             left.extend(
@@ -213,15 +234,27 @@ impl Sysfs {
         family
     }
 
+    /// What a device of device-mapper is made of; `None` for any other, and for one that is gone.
+    pub(crate) fn below(&self, number: (u32, u32)) -> Option<BTreeSet<(u32, u32)>> {
+        let directory = fs::canonicalize(self.directory(number)).ok()?;
+        let slaves = directory.join("slaves");
+        if !directory.join("dm").is_dir() || !slaves.is_dir() {
+            return None;
+        }
+        let numbers = names_in(&slaves);
+        Some(
+            numbers
+                .iter()
+                .filter_map(|name| read_number(&read(&slaves.join(name), "dev")?))
+                .collect(),
+        )
+    }
+
     fn partitions(&self, directory: &Path) -> Vec<String> {
         names_in(directory)
             .into_iter()
             .filter(|name| directory.join(name).join("partition").exists())
             .collect()
-    }
-
-    fn holders(&self, directory: &Path) -> BTreeSet<String> {
-        names_in(&directory.join("holders")).into_iter().collect()
     }
 
     /// The kernel's name, as it is under /dev.
@@ -233,18 +266,6 @@ impl Sysfs {
         uevent(directory)
             .remove("DEVNAME")
             .unwrap_or_else(|| base.replace('!', "/"))
-    }
-
-    fn device(&self, name: &str) -> String {
-        format!("/dev/{}", name.replace('!', "/"))
-    }
-
-    /// A device as people know it: device-mapper's by name.
-    fn shown(&self, name: &str) -> String {
-        match read(&self.sys.join("block").join(name), "dm/name") {
-            Some(dm) => format!("/dev/mapper/{dm}"),
-            None => self.device(name),
-        }
     }
 
     /// udev's properties of a device; none where udev is not reachable.
@@ -299,7 +320,8 @@ fn uevent(directory: &Path) -> HashMap<String, String> {
         .collect()
 }
 
-fn names_in(directory: &Path) -> Vec<String> {
+/// The names of what is in a directory, sorted; none where it cannot be read.
+pub(crate) fn names_in(directory: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(directory) else {
         return Vec::new();
     };
@@ -357,6 +379,7 @@ mod tests {
             write(root, &format!("{directory}/dm/suspended"), "1");
         }
         write(root, "sys/devices/virtual/block/dm-0/holders/dm-1", "");
+        write(root, "sys/devices/virtual/block/dm-0/slaves/sdb2/dev", "8:18\n");
         write(
             root,
             "udev/b8:16",
@@ -402,6 +425,8 @@ mod tests {
         let family = BTreeSet::from([(8, 16), (8, 17), (8, 18), (252, 0), (252, 1)]);
         assert_eq!(sysfs.family((8, 16)), family);
         assert_eq!(sysfs.family((8, 17)), BTreeSet::from([(8, 17)]));
+        assert_eq!(sysfs.below((252, 0)), Some(BTreeSet::from([(8, 18)])));
+        assert_eq!((sysfs.below((8, 16)), sysfs.below((9, 9))), (None, None));
     }
 
     #[test]

@@ -95,6 +95,19 @@ async fn nothing_and_no_device() {
     assert!(text.contains("not a block device"), "{text}");
 }
 
+/// Whoever writes a NodeLocalStorage by hand can write what no class may.
+#[tokio::test]
+async fn a_detour_to_a_device_is_not_followed() {
+    let Some(text) = rejection("/dev/../dev/null").await else {
+        return;
+    };
+    assert!(text.contains("not a plain path"), "{text}");
+    for path in ["/etc/passwd", "--config=devices{}", "/proc/1/root/dev/null"] {
+        let text = rejection(path).await.expect("looked at");
+        assert!(text.contains("not under /dev"), "{path}: {text}");
+    }
+}
+
 #[tokio::test]
 async fn a_blank_disk_and_one_with_old_data_that_nothing_recognises() {
     let Some(disk) = Loop::new(64 << 20) else { return };

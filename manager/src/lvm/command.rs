@@ -1,21 +1,33 @@
 //! Running the few programs of the host that Quarry uses: found once, by absolute path; an argument vector and never a
-//! shell; a deadline; the C locale; standard input empty, so that nothing can be asked and answered.
+//! shell; a deadline; a limit of what it may write; the C locale; standard input empty, so that nothing can be asked and
+//! answered.
+//!
+//! A command that was begun is run to its end or to its deadline, also where its caller goes away. At the deadline it is
+//! asked to end (SIGTERM), which LVM does between two steps and not within one; then it is killed, and whatever it
+//! started with it.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
 /// Where programs are looked for. The environment's PATH is not asked.
 const SEARCH: [&str; 4] = ["/sbin", "/usr/sbin", "/bin", "/usr/bin"];
-/// How long a program that was killed at its deadline is given to end.
-const AFTER_KILL: Duration = Duration::from_secs(10);
-/// How much of a program's standard error an error message keeps, in bytes.
+/// How much of its standard error is taken, in bytes; more is thrown away.
+const STDERR_MAX: usize = 256 << 10;
+/// How much of its standard error an error message keeps, in bytes.
 const STDERR_SHOWN: usize = 600;
+/// How long the output of a program that ended may be held open by what it started.
+const OUTPUT_ENDS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Something that is told of every command that was run, for metrics.
 pub type Observer = Arc<dyn Fn(&CommandStat) + Send + Sync>;
@@ -44,8 +56,12 @@ pub struct Program {
 pub struct Limits {
     /// After that long, a warning is logged.
     pub warn_after: Duration,
-    /// After that long, the program is killed, and the outcome of what it did is unknown.
+    /// After that long, the program is asked to end, and the outcome of what it did is unknown.
     pub deadline: Duration,
+    /// How long it may take to end when it was asked to, and again when it was killed.
+    pub grace: Duration,
+    /// How much of its standard output is taken, in bytes. LVM's report of 10,000 volumes has 41 MB.
+    pub output: usize,
 }
 
 impl Default for Limits {
@@ -53,6 +69,8 @@ impl Default for Limits {
         Self {
             warn_after: Duration::from_secs(10),
             deadline: Duration::from_secs(120),
+            grace: Duration::from_secs(10),
+            output: 256 << 20,
         }
     }
 }
@@ -107,6 +125,9 @@ pub enum Exit {
     /// It was killed at its deadline, and did not end: it may still do its work.
     #[error("does not end, not even when killed")]
     StillRunning,
+    /// It ended, and what it wrote is not known.
+    #[error("ended, but {0}")]
+    Output(&'static str),
 }
 
 /// The last part of what a program complained of, on one line.
@@ -136,12 +157,18 @@ impl Program {
             .iter()
             .map(|directory| Path::new(directory).join(name))
             .find(|path| is_executable(path))
-            .map(|path| Self {
-                path,
-                limits: Limits::default(),
-                observer: None,
-            })
+            .map(Self::at)
             .ok_or_else(|| NotInstalled { name: name.to_owned() })
+    }
+
+    /// The program at a path. Where there is none, each run of it fails.
+    #[must_use]
+    pub fn at(path: PathBuf) -> Self {
+        Self {
+            path,
+            limits: Limits::default(),
+            observer: None,
+        }
     }
 
     /// The same with other limits.
@@ -179,7 +206,7 @@ impl Program {
         let program = self.clone();
         let begun = Instant::now();
         let shown = arguments.clone();
-        let result = tokio::task::spawn_blocking(move || program.run_blocking(&arguments)).await;
+        let result = tokio::spawn(async move { program.run_to_end(&arguments).await }).await;
         let duration = begun.elapsed();
         let result = result.unwrap_or_else(|_| Err((Exit::Killed, String::new())));
         let word = match &result {
@@ -187,6 +214,7 @@ impl Program {
             Ok(_) => "failed",
             Err((Exit::NotStarted(_), _)) => "not_started",
             Err((Exit::Deadline | Exit::StillRunning, _)) => "deadline",
+            Err((Exit::Output(_), _)) => "failed",
             Err(_) => "killed",
         };
         debug!(command = %self.shown(&shown), ?duration, result = word, "command run");
@@ -218,44 +246,87 @@ impl Program {
             .join(" ")
     }
 
-    fn run_blocking(&self, arguments: &[String]) -> Result<Output, (Exit, String)> {
-        let handle = duct::cmd(&self.path, arguments.iter().map(OsString::from))
+    async fn run_to_end(&self, arguments: &[String]) -> Result<Output, (Exit, String)> {
+        let mut child = Command::new(&self.path)
+            .args(arguments)
             .env("LC_ALL", "C")
             .env("LVM_SUPPRESS_FD_WARNINGS", "1")
-            .dir("/")
-            .stdin_null()
-            .stdout_capture()
-            .stderr_capture()
-            .unchecked()
-            .start()
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // So that what it starts can be killed with it.
+            .process_group(0)
+            .spawn()
             .map_err(|error| (Exit::NotStarted(error), String::new()))?;
-        let lost = |error: io::Error| (Exit::Killed, error.to_string());
-        let early = self.limits.warn_after.min(self.limits.deadline);
-        let mut output = handle.wait_timeout(early).map_err(lost)?;
-        if output.is_none() {
-            warn!(command = %self.shown(arguments), seconds = early.as_secs(), "command is slow");
-            output = handle
-                .wait_timeout(self.limits.deadline.saturating_sub(early))
-                .map_err(lost)?;
-        }
-        let Some(output) = output else {
-            warn!(command = %self.shown(arguments), seconds = self.limits.deadline.as_secs(), "command killed");
-            handle.kill().map_err(lost)?;
-            return Err(match handle.wait_timeout(AFTER_KILL).map_err(lost)? {
-                Some(output) => (Exit::Deadline, String::from_utf8_lossy(&output.stderr).into_owned()),
-                None => (Exit::StillRunning, String::new()),
-            });
+        let stdout = tokio::spawn(take(child.stdout.take(), self.limits.output));
+        let stderr = tokio::spawn(take(child.stderr.take(), STDERR_MAX));
+        let code = self.wait(&mut child, arguments).await;
+        let read = async { (stdout.await, stderr.await) };
+        let (out, err) = match timeout(OUTPUT_ENDS_WITHIN, read).await {
+            Ok((Ok(out), Ok(err))) => (out, String::from_utf8_lossy(&err.bytes).into_owned()),
+            _ => {
+                let lost = Exit::Output("something that it started holds its output open");
+                return Err((code.err().unwrap_or(lost), String::new()));
+            }
         };
-        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        match output.status.code() {
-            Some(code) => Ok(Output {
-                stdout: output.stdout.clone(),
-                stderr,
+        match code {
+            Ok(_) if out.cut => Err((Exit::Output("it wrote more than is taken"), err)),
+            Ok(code) => Ok(Output {
+                stdout: out.bytes,
+                stderr: err,
                 code,
             }),
-            None => Err((Exit::Killed, stderr)),
+            Err(exit) => Err((exit, err)),
         }
     }
+
+    /// Waits for the end of a program, and makes it end at its deadline. Its exit code.
+    async fn wait(&self, child: &mut Child, arguments: &[String]) -> Result<i32, Exit> {
+        let early = self.limits.warn_after.min(self.limits.deadline);
+        let mut ended = timeout(early, child.wait()).await;
+        if ended.is_err() {
+            warn!(command = %self.shown(arguments), seconds = early.as_secs(), "command is slow");
+            ended = timeout(self.limits.deadline.saturating_sub(early), child.wait()).await;
+        }
+        if let Ok(status) = ended {
+            return status.ok().and_then(|status| status.code()).ok_or(Exit::Killed);
+        }
+        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+            warn!(command = %self.shown(arguments), seconds = self.limits.deadline.as_secs(), %signal, "command hangs");
+            // There is an id as long as its end was not seen, so that this is no other's.
+            if let Some(Ok(id)) = child.id().map(i32::try_from) {
+                let _ = killpg(Pid::from_raw(id), signal);
+            }
+            if timeout(self.limits.grace, child.wait()).await.is_ok() {
+                return Err(Exit::Deadline);
+            }
+        }
+        Err(Exit::StillRunning)
+    }
+}
+
+/// What was read of an output.
+struct Taken {
+    bytes: Vec<u8>,
+    /// Whether there was more.
+    cut: bool,
+}
+
+/// Reads an output to its end, and keeps the first `max` bytes.
+async fn take(output: Option<impl AsyncRead + Unpin>, max: usize) -> Taken {
+    let mut taken = Taken {
+        bytes: Vec::new(),
+        cut: false,
+    };
+    let Some(mut output) = output else { return taken };
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(read @ 1..) = output.read(&mut buffer).await {
+        let room = max - taken.bytes.len();
+        taken.cut |= read > room;
+        taken.bytes.extend_from_slice(&buffer[..read.min(room)]);
+    }
+    taken
 }
 
 impl fmt::Debug for Program {
@@ -319,6 +390,7 @@ mod tests {
         let limits = Limits {
             warn_after: Duration::from_millis(20),
             deadline: Duration::from_millis(120),
+            ..Limits::default()
         };
         let begun = Instant::now();
         let error = program("sleep")

@@ -3,7 +3,8 @@
 //! It works in a volume group of its own on the devices that it is given, which must be blank and at least two, and
 //! takes everything away again where all goes well.
 
-use quarry_crds::tags::{VERSION_TAG, VolumeMode, VolumeState, VolumeTags, Wipe};
+use quarry_crds::claim::VolumeMode;
+use quarry_crds::tags::{VERSION_TAG, VolumeState, VolumeTags, Wipe};
 use quarry_crds::{Bytes, Extents};
 use thiserror::Error;
 
@@ -287,6 +288,7 @@ async fn changes(lvm: &dyn Lvm, group: &VolumeGroup) -> Result<(), Deviation> {
         volume: reference.clone(),
         add,
         delete,
+        having: None,
     };
     let changed = expect("change its tags", lvm.change_tags(change.clone()).await)?.value;
     let state = VolumeTags::parse(&changed.tags).map(|tags| tags.state);
@@ -336,6 +338,7 @@ async fn changes(lvm: &dyn Lvm, group: &VolumeGroup) -> Result<(), Deviation> {
         volume: reference.clone(),
         add,
         delete,
+        having: None,
     };
     expect("change by UUID", lvm.change_tags(change).await)?;
 
@@ -343,6 +346,7 @@ async fn changes(lvm: &dyn Lvm, group: &VolumeGroup) -> Result<(), Deviation> {
         volume: group.reference_to(&other),
         add: Vec::new(),
         delete: other.tags,
+        having: None,
     };
     refused!(
         "take our tags off",

@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use quarry_crds::Bytes;
+use tokio::sync::oneshot;
 
 use super::command::{CommandError, Exit};
 use super::operations::{Backend, Engine, Mutation};
@@ -24,6 +25,12 @@ pub enum Fault {
     Refuse,
     /// It does its work, and then fails with code 5.
     FailAfter,
+    /// It does nothing, and succeeds.
+    Nothing,
+    /// Something else kills it, before it did anything.
+    KilledBefore,
+    /// Something else kills it, after it did its work.
+    KilledAfter,
     /// It is killed at its deadline, before it did anything.
     DeadlineBefore,
     /// It is killed at its deadline, after it did its work.
@@ -44,9 +51,12 @@ pub struct Fake {
 struct Inner {
     disks: BTreeMap<String, Disk>,
     state: State,
-    faults: VecDeque<Fault>,
+    /// Of the next mutations, in order.
+    faults: VecDeque<Option<Fault>>,
     /// Reads that are to go well before the next one that does not.
     bad_reads: VecDeque<Option<String>>,
+    /// The next read is as of its begin, and ends when this is sent or dropped.
+    held_read: Option<oneshot::Receiver<()>>,
     journal: Vec<Mutation>,
     /// Devices that were taken away, and the physical volumes on them.
     lost: BTreeMap<String, String>,
@@ -80,6 +90,7 @@ impl FakeLvm {
                 state: State::default(),
                 faults: VecDeque::new(),
                 bad_reads: VecDeque::new(),
+                held_read: None,
                 journal: Vec::new(),
                 lost: BTreeMap::new(),
                 next: 0,
@@ -89,7 +100,21 @@ impl FakeLvm {
 
     /// The next mutation that has no fault yet fails in this way. Reads are not meant.
     pub fn fail_next(&self, fault: Fault) {
-        self.backend().lock().faults.push_back(fault);
+        self.backend().lock().faults.push_back(Some(fault));
+    }
+
+    /// After `good` further mutations, one fails in this way.
+    pub fn fail_after(&self, good: usize, fault: Fault) {
+        let mut inner = self.backend().lock();
+        inner.faults.extend(std::iter::repeat_n(None, good));
+        inner.faults.push_back(Some(fault));
+    }
+
+    /// Whether every fault that was asked for has come.
+    #[must_use]
+    pub fn is_calm(&self) -> bool {
+        let inner = self.backend().lock();
+        inner.faults.is_empty() && inner.bad_reads.is_empty()
     }
 
     /// After `good` further reads, one read gives garbage.
@@ -97,6 +122,14 @@ impl FakeLvm {
         let mut inner = self.backend().lock();
         inner.bad_reads.extend(std::iter::repeat_n(None, good));
         inner.bad_reads.push_back(Some("garbage on purpose".to_owned()));
+    }
+
+    /// The next read takes long: it shows what there is when it begins, and ends when the result is dropped.
+    #[must_use]
+    pub fn hold_next_read(&self) -> oneshot::Sender<()> {
+        let (release, held) = oneshot::channel();
+        self.backend().lock().held_read = Some(held);
+        release
     }
 
     /// Every mutation that was run, in order, also those that failed.
@@ -194,17 +227,22 @@ impl Backend for Fake {
             Some(problem) => Err(ReportError::Output(problem)),
             None => Ok(inner.state.clone()),
         };
-        futures::future::ready(result).boxed()
+        match inner.held_read.take() {
+            Some(held) => held.map(|_| result).boxed(),
+            None => futures::future::ready(result).boxed(),
+        }
     }
 
     fn execute(&self, mutation: Mutation) -> BoxFuture<'_, Result<(), CommandError>> {
         let inner = &mut *self.lock();
         inner.journal.push(mutation.clone());
-        let fault = inner.faults.pop_front();
+        let fault = inner.faults.pop_front().flatten();
         let before = match fault {
             Some(Fault::Refuse) => Some(error(Exit::Code(5), "refused on purpose")),
             Some(Fault::DeadlineBefore) => Some(error(Exit::Deadline, "")),
             Some(Fault::NotStarted) => Some(error(Exit::NotStarted(std::io::ErrorKind::NotFound.into()), "")),
+            Some(Fault::KilledBefore) => Some(error(Exit::Killed, "")),
+            Some(Fault::Nothing) => return futures::future::ready(Ok(())).boxed(),
             Some(Fault::Hang) => return futures::future::pending().boxed(),
             _ => None,
         };
@@ -216,6 +254,7 @@ impl Backend for Fake {
                 .and_then(|()| match fault {
                     Some(Fault::FailAfter) => Err(error(Exit::Code(5), "failed on purpose")),
                     Some(Fault::DeadlineAfter) => Err(error(Exit::Deadline, "")),
+                    Some(Fault::KilledAfter) => Err(error(Exit::Killed, "")),
                     Some(Fault::NeverEnds) => Err(error(Exit::StillRunning, "")),
                     _ => Ok(()),
                 }),

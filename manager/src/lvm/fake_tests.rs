@@ -166,6 +166,7 @@ async fn what_is_not_ours_or_in_use_stays() {
             volume: reference.clone(),
             add,
             delete,
+            having: None,
         };
         let error = lvm.change_tags(change).await.expect_err("not ours");
         assert!(matches!(error, VolumeError::NotOurs(_)), "{error}");

@@ -4,16 +4,20 @@ use std::sync::Arc;
 
 use quarry_crds::tags::is_ours;
 
-use super::operations::{Backend, Mutation, Ran, Shared, has_all, missing_or, not_all_read, unexpected};
+use super::operations::{Backend, Failed, Mutation, Ran, Shared, has_all, missing_or, not_all_read, unexpected};
 use super::requests::{check_devices, check_group, check_group_name, check_tags};
 use super::*;
+
+/// How often labels are tried to be taken off.
+const LABEL_ATTEMPTS: usize = 3;
 
 pub(super) async fn activate_group<B: Backend>(
     shared: Arc<Shared<B>>,
     group: GroupRef,
 ) -> Result<Done<VolumeGroup>, GroupError> {
-    let active = |volume: &LogicalVolume| volume.active == Some(true) || volume.path.is_empty() || volume.partial;
-    let done = move |group: &VolumeGroup| group.logical_volumes.iter().all(active);
+    // Of what others made, some is not meant to be activated with its group.
+    let lacking = |volume: &LogicalVolume| is_ours(&volume.tags) && volume.active == Some(false) && !volume.partial;
+    let done = move |group: &VolumeGroup| !group.logical_volumes.iter().any(lacking);
     check_group(&group)?;
     let state = shared.before().await?;
     let found = changeable(&state, &group, true)?.reference();
@@ -143,12 +147,9 @@ pub(super) async fn remove_group<B: Backend>(
     if let Some(problem) = state.problem_of(found) {
         return Err(RemoveGroupError::Unusable { group, problem });
     }
-    let devices: Vec<_> = found
-        .physical_volumes
-        .iter()
-        .filter_map(|pv| pv.device.clone())
-        .collect();
-    let Ran { state, error } = shared.run(Mutation::RemoveGroup(found.reference())).await?;
+    let disks: Vec<String> = found.physical_volumes.iter().map(|pv| pv.uuid.clone()).collect();
+    let removal = Mutation::RemoveGroup(found.reference());
+    let Ran { state, error } = shared.run_to_a_reading(removal).await?;
     match (state.group(&group.uuid), error) {
         (Some(_), Some(error)) => return Err(RemoveGroupError::Refused(error)),
         (Some(_), None) => return Err(unexpected(None, "the group is still there").into()),
@@ -157,17 +158,52 @@ pub(super) async fn remove_group<B: Backend>(
         }
         (None, _) => {}
     }
-    match shared.run(Mutation::RemoveLabels { devices }).await? {
-        Ran { state, error: None } => Ok(Done {
-            value: Removal::Removed,
-            state,
-        }),
-        Ran { error: Some(error), .. } => Err(unexpected(
-            Some(&error),
-            "the group is gone, but LVM's labels are left on its disks; \"pvremove\" takes them off",
-        )
-        .into()),
+    labels_off(&shared, &disks, state).await
+}
+
+/// Takes LVM's labels off the disks of a group that is gone. They are in nobody's group any more, so it is tried several
+/// times.
+async fn labels_off<B: Backend>(
+    shared: &Shared<B>,
+    disks: &[String],
+    mut state: State,
+) -> Result<Done<Removal>, RemoveGroupError> {
+    let mut last = None;
+    for attempt in 0..=LABEL_ATTEMPTS {
+        let left = state.orphans.iter().filter(|pv| disks.contains(&pv.uuid));
+        let devices: Vec<String> = left.filter_map(|pv| pv.device.clone()).collect();
+        if devices.is_empty() && state.incomplete.is_none() {
+            return Ok(Done {
+                value: Removal::Removed,
+                state,
+            });
+        }
+        if devices.is_empty() || attempt == LABEL_ATTEMPTS {
+            break;
+        }
+        match shared.run_to_a_reading(Mutation::RemoveLabels { devices }).await {
+            Ok(ran) => (state, last) = (ran.state, ran.error),
+            Err(Failed::Refused(error)) => last = Some(error),
+            Err(Failed::Unknown(unknown)) => return Err(unknown.into()),
+        }
     }
+    Err(unexpected(
+        last.as_ref(),
+        "the group is gone, but LVM's labels are left on its disks; \"pvremove\" takes them off",
+    )
+    .into())
+}
+
+pub(super) async fn remove_labels<B: Backend>(
+    shared: Arc<Shared<B>>,
+    physical_volumes: Vec<String>,
+) -> Result<Done<Removal>, RemoveGroupError> {
+    let state = shared.before().await?;
+    if state.incomplete.is_some() {
+        // Its group may be one that could not be read.
+        return Err(not_all_read(&state).into());
+    }
+    labels_off(&shared, &physical_volumes, state).await
 }
 
 pub(super) async fn restore_physical_volume<B: Backend>(
@@ -197,7 +233,7 @@ pub(super) async fn resize_physical_volume<B: Backend>(
     physical_volume: String,
 ) -> Result<Done<VolumeGroup>, GroupError> {
     let reference = group.clone();
-    let mutation = |_, found: &VolumeGroup| {
+    let mutation = |found: &VolumeGroup| {
         let pv = found.physical_volumes.iter().find(|pv| pv.uuid == physical_volume);
         match pv.and_then(|pv| pv.device.clone()) {
             Some(device) => Ok(Mutation::ResizePhysicalVolume { device }),
@@ -207,7 +243,16 @@ pub(super) async fn resize_physical_volume<B: Backend>(
             }),
         }
     };
-    change_group(&shared, group, false, |_| false, mutation).await
+    // How large it becomes is LVM's decision.
+    check_group(&group)?;
+    let state = shared.before().await?;
+    let found = changeable(&state, &group, false)?;
+    let mutation = mutation(found)?;
+    let ran = shared.run(mutation).await?;
+    match ran.error {
+        Some(error) => Err(GroupError::Refused(error)),
+        None => changed(group, |_| true, ran),
+    }
 }
 
 /// Changes a volume group, unless it is as wanted already. `partial` says whether a partial group will do.
@@ -255,7 +300,8 @@ fn changed(group: GroupRef, done: impl Fn(&VolumeGroup) -> bool, ran: Ran) -> Re
     };
     let value = found.clone();
     match error {
-        Some(error) if !done(&value) => Err(GroupError::Refused(error)),
-        _ => Ok(Done { value, state }),
+        _ if done(&value) => Ok(Done { value, state }),
+        Some(error) => Err(GroupError::Refused(error)),
+        None => Err(unexpected(None, "the group is as it was").into()),
     }
 }

@@ -1,11 +1,13 @@
 //! The LVM of this host, through the `lvm` binary.
 
+use std::path::Path;
+
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
 use super::command::{CommandError, CommandStat, Exit, Limits, NotInstalled, Observer, Program};
 use super::operations::{Backend, Engine, Mutation};
-use super::{ReportError, State, VolumeRef, report};
+use super::{ReportError, State, VolumeRef, links, report};
 
 /// The LVM of this host.
 pub type HostLvm = Engine<Host>;
@@ -13,6 +15,8 @@ pub type HostLvm = Engine<Host>;
 /// How LVM is run. `LVM_SYSTEM_DIR`, which names the directory of `lvm.conf`, is the environment's business.
 #[derive(Clone, Default)]
 pub struct HostOptions {
+    /// The `lvm` program; where none is named, it is looked for.
+    pub program: Option<std::path::PathBuf>,
     /// How long a command may take.
     pub limits: Limits,
     /// Told of every command.
@@ -40,14 +44,17 @@ impl HostLvm {
     /// It is not installed.
     pub fn new(options: HostOptions) -> Result<Self, NotInstalled> {
         let HostOptions {
+            program,
             limits,
             observer,
             devices,
             metadata_only,
         } = options;
-        let lvm = Program::find("lvm")?
-            .with_limits(limits)
-            .with_observer(observer.clone());
+        let lvm = match program {
+            Some(path) => Program::at(path),
+            None => Program::find("lvm")?,
+        };
+        let lvm = lvm.with_limits(limits).with_observer(observer.clone());
         Ok(Self::over(Host {
             lvm,
             observer,
@@ -84,13 +91,16 @@ impl Line {
 
     /// Lets the command work on the volume only if it still has this UUID and our tag: LVM itself compares, under its
     /// own lock.
-    fn only(self, volume: &VolumeRef) -> Self {
-        let select = format!(
+    fn only(self, volume: &VolumeRef, having: Option<&str>) -> Self {
+        let mut select = format!(
             "vg_uuid={} && lv_uuid={} && lv_tags={{{}}}",
             volume.group.uuid,
             volume.uuid,
             quarry_crds::tags::VERSION_TAG
         );
+        if let Some(tag) = having {
+            select.push_str(&format!(" && lv_tags={{{tag}}}"));
+        }
         self.with(["-S".to_owned(), select])
     }
 }
@@ -112,14 +122,16 @@ impl Host {
                     .with(request.devices)
             }
             // -y answers "really remove active volume?"; a volume in use is refused all the same.
-            Mutation::RemoveVolume(volume) => Line::new("lvremove", &["-y"]).only(&volume).with([volume.group.name]),
+            Mutation::RemoveVolume(volume) => Line::new("lvremove", &["-y"])
+                .only(&volume, None)
+                .with([volume.group.name]),
             Mutation::ExtendVolume(request) => Line::new("lvextend", &["-l"])
                 .with([request.extents.to_string(), request.volume.to_string()])
                 .with(request.devices),
             Mutation::ChangeTags(request) => Line::new("lvchange", &[])
                 .options("--addtag", &request.add)
                 .options("--deltag", &request.delete)
-                .only(&request.volume)
+                .only(&request.volume, request.having.as_deref())
                 .with([request.volume.group.name]),
             Mutation::RenameVolume { volume, name } => {
                 Line::new("lvrename", &[]).with([volume.group.name, volume.name, name])
@@ -193,6 +205,9 @@ impl Host {
                 });
             }
         })?;
+        if !self.metadata_only {
+            state = with_links(state).await;
+        }
         match output.code {
             0 => {}
             // What it lists is whole groups; what it does not list, nobody knows.
@@ -210,6 +225,19 @@ impl Host {
     }
 }
 
+/// The state, with volumes that have lost their links as inactive.
+async fn with_links(mut state: State) -> State {
+    let checked = tokio::task::spawn_blocking(move || {
+        links::check(&mut state, Path::new("/dev"));
+        state
+    });
+    match checked.await {
+        Ok(state) => state,
+        // It is not cancelled; what panicked goes on.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
 impl Backend for Host {
     fn read(&self) -> BoxFuture<'_, Result<State, ReportError>> {
         self.report().boxed()
@@ -221,9 +249,11 @@ impl Backend for Host {
         }
         // What udev lost of /dev is made again along with what was inactive.
         let nodes = match &mutation {
-            Mutation::ActivateGroup(group) => Some(self.finish(Line::new("vgmknodes", &[]).with([group.name.clone()]))),
+            Mutation::ActivateGroup(group) => Some(&group.name),
+            Mutation::SetActive { volume, active: true } => Some(&volume.group.name),
             _ => None,
         };
+        let nodes = nodes.map(|group| self.finish(Line::new("vgmknodes", &[]).with([group.clone()])));
         let line = self.finish(self.line(mutation));
         async move {
             let result = self.lvm.run(line.label, line.arguments).await;

@@ -106,7 +106,7 @@ struct AreaRow {
 ///
 /// # Errors
 /// What is not understood.
-pub(super) fn parse(stdout: &[u8]) -> Result<State, ReportError> {
+pub fn parse(stdout: &[u8]) -> Result<State, ReportError> {
     let document: Document =
         serde_json::from_slice(stdout).map_err(|error| ReportError::Output(format!("not its JSON: {error}")))?;
     let mut state = State::default();

@@ -141,6 +141,7 @@ pub(super) async fn change_tags<B: Backend>(
 ) -> Result<Done<LogicalVolume>, VolumeError> {
     check_tags(&request.add)?;
     check_tags(&request.delete)?;
+    check_tags(request.having.as_slice())?;
     if request.delete.iter().any(|tag| tag == VERSION_TAG) {
         return Err(InvalidRequest::NotTagged.into());
     }
@@ -212,9 +213,13 @@ fn created(request: &CreateVolume, ran: Ran) -> Result<Done<LogicalVolume>, Crea
         let elsewhere = state
             .groups_named(&request.group.name)
             .find(|group| group.volume_named(&request.name).is_some());
-        return Err(match elsewhere {
-            Some(group) => unexpected(error.as_ref(), format!("it is in the group with UUID {}", group.uuid)).into(),
-            None => CreateVolumeError::GroupMissing(request.group.clone()),
+        return Err(match (elsewhere, error) {
+            (Some(group), error) => {
+                unexpected(error.as_ref(), format!("it is in the group with UUID {}", group.uuid)).into()
+            }
+            // It cannot have been made in a group that is not there.
+            (None, None) => unexpected(None, "its group is not listed").into(),
+            (None, Some(_)) => CreateVolumeError::GroupMissing(request.group.clone()),
         });
     };
     if let Some(volume) = group.volume_named(&request.name) {

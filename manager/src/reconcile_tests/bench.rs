@@ -1,34 +1,36 @@
 //! A node with one class, one disk and one volume group, none of it real.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use futures::FutureExt as _;
-use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::Resource;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::{reflector, watcher};
+use prometheus_client::registry::Registry;
 use quarry_crds::names::{EVENT_COMPONENT, PROVISIONER, SELECTED_NODE, STORAGE_PROVISIONER};
-use quarry_crds::tags::VolumeTags;
-use quarry_crds::volume_group::{DiskStanding, ListedDisk};
 use quarry_crds::{Bytes, NodeLocalStorage};
 use quarry_process::events::Events;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::context::{Context, Disks, Listing, Objects, Probed, Wiper};
+use super::fakes::{FakeWiper, Log, Probe};
+use crate::context::{Context, Objects};
 use crate::delete::{self, DeleteError};
 use crate::fake_api::FakeApi;
 use crate::inventory::Inventory;
 use crate::lvm::fake::Fault;
-use crate::lvm::{CreateVolume, FakeLvm, LogicalVolume, Lvm as _, State, VolumeGroup, VolumeRef};
+use crate::lvm::{CreateVolume, FakeLvm, LogicalVolume, Lvm as _, VolumeRef};
 use crate::metrics::Metrics;
+use crate::orphans::Orphans;
 use crate::provision::{self, ProvisionError};
 use crate::ready_tags::ReadyTags;
-use crate::volume_group::{self, Groups};
+use crate::storage_capacity::StorageCapacity;
+use crate::volume_group::{self, Groups, Pass};
+use crate::wake::Wake;
+use crate::wipe::Wipes;
 
 pub const CLAIMS: &str = "persistentvolumeclaims";
 pub const VOLUMES: &str = "persistentvolumes";
@@ -36,115 +38,11 @@ pub const STORAGES: &str = "nodelocalstorages";
 pub const EVENTS: &str = "events";
 /// The logical volume and the PersistentVolume of the claim `data`.
 pub const VOLUME: &str = "pvc-u-1";
-const DISK: &str = "/dev/disk/by-id/a";
-const DEVICE: &str = "/dev/sda";
-
-/// What happened, in order: requests, LVM's mutations, wipes.
-#[derive(Clone, Default)]
-pub struct Log(Arc<Mutex<(Vec<String>, usize)>>);
-
-impl Log {
-    fn lock(&self) -> MutexGuard<'_, (Vec<String>, usize)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// LVM keeps a journal of its own, which is taken over whenever anything else happens.
-    fn take_over(&self, lvm: &FakeLvm) {
-        let (lines, seen) = &mut *self.lock();
-        let journal = lvm.journal();
-        lines.extend(
-            journal
-                .iter()
-                .skip(*seen)
-                .map(|mutation| line(&format!("{mutation:?}"))),
-        );
-        *seen = journal.len();
-    }
-
-    fn add(&self, lvm: &FakeLvm, line: String) {
-        self.take_over(lvm);
-        self.lock().0.push(line);
-    }
-}
-
-/// Such as `CreateVolume pvc-u-1`, of the debug form of a mutation.
-fn line(mutation: &str) -> String {
-    let operation = mutation.split(['(', ' ']).next().unwrap_or_default();
-    // The first name is that of the group.
-    let name = mutation
-        .split("name: \"")
-        .nth(2)
-        .and_then(|rest| rest.split('"').next());
-    format!("{operation} {}", name.unwrap_or_default())
-}
-
-struct Probe;
-
-impl Disks for Probe {
-    fn probe(&self, listings: Vec<Listing>, lvm: Arc<State>) -> BoxFuture<'_, Vec<Probed>> {
-        let of = |listing: Listing| {
-            let mut pvs = lvm.groups.iter().flat_map(|group| &group.physical_volumes);
-            let member = pvs.find(|pv| pv.device.as_deref() == Some(DEVICE));
-            Probed {
-                disk: ListedDisk {
-                    path: listing.path,
-                    device: Some(DEVICE.to_owned()),
-                    standing: member.map_or(DiskStanding::Blank, |pv| DiskStanding::Member {
-                        physical_volume: pv.uuid.clone(),
-                    }),
-                },
-                serial: None,
-                model: None,
-                rotational: None,
-                size: None,
-            }
-        };
-        futures::future::ready(listings.into_iter().map(of).collect()).boxed()
-    }
-
-    fn of_model(&self, _: String) -> BoxFuture<'_, Vec<String>> {
-        futures::future::ready(Vec::new()).boxed()
-    }
-}
-
-/// Wipes nothing, and says who holds a volume as it was told.
-pub struct FakeWiper {
-    log: Log,
-    lvm: Arc<FakeLvm>,
-    fail: Mutex<Option<String>>,
-    held_by: Mutex<Vec<String>>,
-}
-
-impl FakeWiper {
-    /// The next wipe fails so.
-    pub fn fail_next(&self, why: &str) {
-        *self.fail.lock().expect("not poisoned") = Some(why.to_owned());
-    }
-
-    pub fn set_holders(&self, holders: &[&str]) {
-        *self.held_by.lock().expect("not poisoned") = holders.iter().map(|holder| (*holder).to_owned()).collect();
-    }
-
-    fn wipe(&self, what: &str, volume: &LogicalVolume) -> BoxFuture<'_, Result<(), String>> {
-        self.log.add(&self.lvm, format!("{what} {}", volume.name));
-        let fail = self.fail.lock().expect("not poisoned").take();
-        futures::future::ready(fail.map_or(Ok(()), Err)).boxed()
-    }
-}
-
-impl Wiper for FakeWiper {
-    fn wipe_new(&self, _: VolumeGroup, volume: LogicalVolume, _: VolumeTags) -> BoxFuture<'_, Result<(), String>> {
-        self.wipe("wipe new", &volume)
-    }
-
-    fn wipe_old(&self, _: VolumeGroup, volume: LogicalVolume, _: VolumeTags) -> BoxFuture<'_, Result<(), String>> {
-        self.wipe("wipe old", &volume)
-    }
-
-    fn holders(&self, _: VolumeGroup, _: LogicalVolume) -> BoxFuture<'_, Vec<String>> {
-        futures::future::ready(self.held_by.lock().expect("not poisoned").clone()).boxed()
-    }
-}
+pub const DISK: &str = "/dev/disk/by-id/a";
+pub const DEVICE: &str = "/dev/sda";
+/// A second disk, which no class names at first.
+pub const SECOND_DISK: &str = "/dev/disk/by-id/b";
+pub const SECOND_DEVICE: &str = "/dev/sdb";
 
 struct Writers {
     node: Writer<Node>,
@@ -170,6 +68,8 @@ pub struct Bench {
     pub api: FakeApi,
     pub lvm: Arc<FakeLvm>,
     pub wiper: Arc<FakeWiper>,
+    pub disks: Arc<Probe>,
+    registry: Registry,
     pub context: Arc<Context>,
     log: Log,
     writers: Writers,
@@ -205,16 +105,25 @@ impl Bench {
     }
 
     pub async fn of(class: Value) -> Self {
-        let lvm = Arc::new(FakeLvm::new(&[(DEVICE, Bytes::gib(1))]));
+        let mut bench = Self::bare(class).await;
+        // The first makes the NodeLocalStorage, the second the group, the third finds all as it should be.
+        for _ in 0..3 {
+            bench.sync();
+            bench.pass().await;
+        }
+        bench.sync();
+        bench.forget();
+        bench.api.objects(|objects| objects.clear(EVENTS));
+        bench
+    }
+
+    /// A node with a class on which nothing was made yet.
+    pub async fn bare(class: Value) -> Self {
+        let lvm = Arc::new(FakeLvm::new(&[(DEVICE, Bytes::gib(1)), (SECOND_DEVICE, Bytes::gib(1))]));
         let log = Log::default();
         let (to, journal) = (log.clone(), Arc::clone(&lvm));
         let api = FakeApi::new(move |line| to.add(&journal, line));
-        let wiper = Arc::new(FakeWiper {
-            log: log.clone(),
-            lvm: Arc::clone(&lvm),
-            fail: Mutex::default(),
-            held_by: Mutex::default(),
-        });
+        let wiper = Arc::new(FakeWiper::new(log.clone(), Arc::clone(&lvm)));
         let (node, mut node_writer) = reflector::store();
         let (classes, mut class_writer) = reflector::store();
         let ((storages, storage_writer), (claims, claim_writer), (volumes, volume_writer)) =
@@ -226,18 +135,25 @@ impl Bench {
         );
         fill(&mut class_writer, vec![class]);
         let (ready_tags, ready) = ReadyTags::new();
+        let disks = Arc::new(Probe::default());
+        let mut registry = Registry::default();
         let context = Context {
             client: api.client(),
             node: "w1".to_owned(),
+            machine: Some("m-1".to_owned()),
             lvm: lvm.clone(),
             inventory: Inventory::open(lvm.clone()).await.expect("read"),
-            disks: Arc::new(Probe),
+            disks: disks.clone(),
             wiper: wiper.clone(),
             events: Events::new(api.client(), EVENT_COMPONENT, "w1"),
-            metrics: Metrics::new(&mut prometheus_client::registry::Registry::default()),
+            metrics: Metrics::new(&mut registry),
             ready_tags,
             changed: Arc::default(),
+            wake: Wake::default(),
+            storage_capacity: StorageCapacity::default(),
             groups: Groups::default(),
+            wipes: Wipes::default(),
+            orphans: Orphans::default(),
             objects: Objects {
                 node,
                 classes,
@@ -254,24 +170,17 @@ impl Bench {
             volumes: volume_writer,
         };
         let context = Arc::new(context);
-        let mut bench = Self {
+        Self {
             api,
             lvm,
             wiper,
+            disks,
+            registry,
             context,
             log,
             writers,
             ready,
-        };
-        // The first makes the NodeLocalStorage, the second the group, the third finds all as it should be.
-        for _ in 0..3 {
-            bench.sync();
-            bench.pass().await;
         }
-        bench.sync();
-        bench.forget();
-        bench.api.objects(|objects| objects.clear(EVENTS));
-        bench
     }
 
     /// Brings the watched objects up to date.
@@ -280,12 +189,32 @@ impl Bench {
         fill(&mut self.writers.storages, all(STORAGES));
         fill(&mut self.writers.claims, all(CLAIMS));
         fill(&mut self.writers.volumes, all(VOLUMES));
-        // Kept, so that their stores stay as they were filled.
-        let _ = (&self.writers.node, &self.writers.classes);
     }
 
-    pub async fn pass(&self) {
-        volume_group::pass(&self.context).await.expect("a pass");
+    /// From now on there are these classes.
+    pub fn set_classes(&mut self, classes: Vec<Value>) {
+        fill(&mut self.writers.classes, classes);
+    }
+
+    /// The manager has just started again, and no pass was made yet.
+    pub fn start_anew(&mut self) {
+        let context = Arc::get_mut(&mut self.context).expect("nobody else has it");
+        context.groups = Groups::default();
+    }
+
+    /// From now on there is this Node object, or none.
+    pub fn set_node(&mut self, node: Option<Value>) {
+        fill(&mut self.writers.node, node.into_iter().collect());
+    }
+
+    /// From now on the node has these labels.
+    pub fn set_labels(&mut self, labels: Value) {
+        let node = json!({"metadata": {"name": "w1", "labels": labels}});
+        fill(&mut self.writers.node, vec![node]);
+    }
+
+    pub async fn pass(&self) -> Pass {
+        volume_group::pass(&self.context).await.expect("a pass")
     }
 
     /// What happened since the last call of [`Bench::forget`].
@@ -327,6 +256,16 @@ impl Bench {
             .collect()
     }
 
+    /// The lines of these metrics, sorted.
+    pub fn metrics(&self, names: &[&str]) -> Vec<String> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("encoded");
+        let of = |line: &&str| names.iter().any(|name| line.starts_with(&format!("{name}{{")));
+        let mut lines: Vec<String> = text.lines().filter(of).map(str::to_owned).collect();
+        lines.sort();
+        lines
+    }
+
     /// Every logical volume, as LVM has it.
     pub fn volumes(&self) -> Vec<LogicalVolume> {
         self.lvm.by_hand(|state| {
@@ -355,6 +294,17 @@ impl Bench {
         self.context.inventory.refresh().await.expect("read");
     }
 
+    /// As if the process had ended and begun anew: what it was doing is forgotten.
+    pub fn restart(&mut self) {
+        let context = Arc::get_mut(&mut self.context).expect("nobody else holds it");
+        context.wipes = Wipes::default();
+        context.orphans = Orphans::default();
+    }
+
+    pub fn fault_after(&self, good: usize, fault: Fault) {
+        self.lvm.fail_after(good, fault);
+    }
+
     pub fn fault(&self, fault: Fault) {
         self.lvm.fail_next(fault);
     }
@@ -369,6 +319,13 @@ impl Bench {
     pub async fn volume(&self) -> Result<Action, DeleteError> {
         let seen = self.context.objects.volume(VOLUME).expect("seen");
         delete::reconcile(seen, Arc::clone(&self.context)).await
+    }
+
+    /// Marks what is to be marked as ready, each once.
+    pub async fn mark(&mut self) {
+        while let Ok(volume) = self.ready.try_recv() {
+            let _ = crate::ready_tags::mark(&*self.lvm, &self.context.inventory, volume).await;
+        }
     }
 
     /// Which volumes are to be marked as ready.

@@ -1,10 +1,15 @@
 //! PersistentVolumes that are released, deleted, or kept.
 
+use std::time::Duration;
+
+use kube::runtime::controller::Action;
 use quarry_crds::names::VOLUME_FINALIZER;
+use quarry_crds::tags::{VolumeState, VolumeTags};
 use serde_json::{Value, json};
 
 use super::bench::*;
 use super::provisioning::{selected, tags};
+use crate::lvm::fake::Fault;
 
 const PROTECTION: &str = "kubernetes.io/pv-protection";
 
@@ -50,6 +55,7 @@ async fn a_released_volume_is_wiped_and_removed_and_then_forgotten() {
         bench.log(),
         [
             "get persistentvolumes/pvc-u-1",
+            "ChangeTags pvc-u-1",
             "wipe old pvc-u-1",
             "RemoveVolume pvc-u-1",
             "delete persistentvolumes/pvc-u-1",
@@ -124,6 +130,106 @@ async fn what_is_not_wiped_is_not_removed() {
     assert!(error.contains("fast/pvc-u-1 could not be wiped: I/O error"), "{error}");
     is_kept(&bench);
     assert_eq!(bench.volumes().len(), 1);
+}
+
+/// Its space is not free before it is wiped, and others do not wait for that.
+#[tokio::test(start_paused = true)]
+async fn a_wipe_that_takes_long_goes_on_beside_everything_else() {
+    let mut bench = volume_that(released()).await;
+    let release = bench.wiper.hold_next();
+    let action = bench.volume().await.expect("it goes on");
+    assert_eq!(action, Action::requeue(Duration::from_secs(5)));
+    is_kept(&bench);
+    assert_eq!(state(&bench), VolumeState::Deleting);
+    bench.pass().await;
+    bench.sync();
+    let storage = bench.object(STORAGES, "fast.w1").expect("there");
+    assert_eq!(
+        storage["status"]["volumeGroup"]["free"], "900Mi",
+        "not before it is wiped"
+    );
+    assert_eq!(bench.volume().await.expect("it goes on"), action);
+    let events = bench.events();
+    let told: Vec<_> = events.iter().filter(|(reason, _)| reason == "Wiping").collect();
+    assert!(
+        told.len() == 1 && told[0].1.contains("fast/pvc-u-1 (104Mi) is being wiped (signatures)"),
+        "{events:?}"
+    );
+    drop(release);
+    bench.volume().await.expect("removed");
+    assert_eq!((bench.object(VOLUMES, VOLUME), bench.volumes()), (None, vec![]));
+    let wipes = bench.log().iter().filter(|line| *line == "wipe old pvc-u-1").count();
+    assert_eq!(wipes, 1);
+}
+
+/// The manager ended in the middle of it.
+#[tokio::test(start_paused = true)]
+async fn a_wipe_that_was_interrupted_begins_anew() {
+    let mut bench = volume_that(released()).await;
+    let _held = bench.wiper.hold_next();
+    bench.volume().await.expect("it goes on");
+    bench.restart();
+    bench.volume().await.expect("removed");
+    let log = bench.log();
+    let wipes = log.iter().filter(|line| *line == "wipe old pvc-u-1").count();
+    assert_eq!((wipes, bench.volumes().len()), (2, 0), "{log:?}");
+    assert_eq!(bench.object(VOLUMES, VOLUME), None);
+}
+
+#[tokio::test]
+async fn what_was_deactivated_by_hand_is_activated_to_be_wiped() {
+    let bench = volume_that(released()).await;
+    bench
+        .lvm
+        .by_hand(|state| state.groups[0].logical_volumes[0].active = Some(false));
+    bench.refresh().await;
+    bench.fault_after(1, Fault::Refuse);
+    let error = bench.volume().await.expect_err("not active").to_string();
+    assert!(error.contains("fast/pvc-u-1 cannot be removed yet"), "{error}");
+    assert!(!bench.log().contains(&"wipe old pvc-u-1".to_owned()) && bench.volumes().len() == 1);
+    bench.volume().await.expect("removed");
+    let log = bench.log();
+    let at = |line: &str| log.iter().rposition(|seen| seen.starts_with(line));
+    assert!(
+        at("SetActive") < at("wipe old") && at("wipe old") < at("RemoveVolume"),
+        "{log:?}"
+    );
+}
+
+/// Before the first byte is wiped the volume says so itself: if the tag cannot be set, nothing is wiped.
+#[tokio::test]
+async fn nothing_is_wiped_before_the_volume_is_marked() {
+    for fault in [Fault::Refuse, Fault::Nothing, Fault::DeadlineBefore] {
+        let bench = volume_that(released()).await;
+        bench.fault(fault);
+        bench.volume().await.expect_err("not marked");
+        assert!(!bench.log().contains(&"wipe old pvc-u-1".to_owned()), "{fault:?}");
+        is_kept(&bench);
+        bench.volume().await.expect("removed");
+    }
+}
+
+#[tokio::test]
+async fn the_class_says_how_a_volume_is_wiped() {
+    for wipe in ["signatures", "discard", "zero"] {
+        let mut class = class("WaitForFirstConsumer");
+        class["parameters"]["wipe"] = json!(wipe);
+        let mut bench = Bench::of(class).await;
+        bench.put(CLAIMS, claim(Some("w1"), "101Mi"));
+        bench.claim().await.expect("served");
+        bench
+            .api
+            .objects(|objects| objects.change(VOLUMES, VOLUME, &released()));
+        bench.sync();
+        bench.volume().await.expect("removed");
+        let told = bench.wiper.told.lock().expect("not poisoned");
+        let wipes: Vec<&str> = told.iter().map(|tags| tags.wipe.text()).collect();
+        assert_eq!(wipes, [wipe, wipe]);
+    }
+}
+
+fn state(bench: &Bench) -> VolumeState {
+    VolumeTags::parse(&bench.volumes()[0].tags).expect("ours").state
 }
 
 #[tokio::test]

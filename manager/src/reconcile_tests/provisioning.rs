@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use kube::runtime::controller::Action;
+use quarry_crds::claim::VolumeMode;
 use quarry_crds::names::SELECTED_NODE;
-use quarry_crds::tags::{VolumeMode, VolumeState, VolumeTags, Wipe};
+use quarry_crds::tags::{VolumeState, VolumeTags, Wipe};
 use serde_json::json;
 
 use super::bench::*;
+use crate::provision::FIRST_PASS;
 
 /// Tags of the volume of the claim of that UID, as it is made.
 pub fn tags(claim_uid: &str) -> Vec<String> {
@@ -89,6 +91,27 @@ async fn what_was_handed_out_is_not_wiped_again() {
     bench.claim().await.expect("nothing to do");
     assert_eq!(bench.log(), ["get persistentvolumes/pvc-u-1"]);
     assert_eq!(bench.marked(), [VOLUME, VOLUME]);
+}
+
+/// Else it could never be wiped, and the claim would be stuck for good.
+#[tokio::test]
+async fn what_a_crash_left_without_its_device_is_activated_first() {
+    let bench = selected().await;
+    bench.make(VOLUME, 26, tags("u-1")).await;
+    bench
+        .lvm
+        .by_hand(|state| state.groups[0].logical_volumes[0].active = Some(false));
+    bench.refresh().await;
+    bench.forget();
+    bench.claim().await.expect("served");
+    let log = bench.log();
+    let wiped = log.iter().position(|line| line == "wipe new pvc-u-1").expect("wiped");
+    let activated = log
+        .iter()
+        .position(|line| line.starts_with("SetActive"))
+        .expect("activated");
+    assert!(activated < wiped, "{log:?}");
+    assert_eq!(bench.volumes()[0].active, Some(true));
 }
 
 #[tokio::test]
@@ -219,4 +242,17 @@ async fn a_volume_that_nobody_wants_any_more_is_removed() {
         assert_eq!(bench.volumes(), [], "{what}");
         assert_eq!(bench.object(VOLUMES, VOLUME), None, "{what}");
     }
+}
+
+#[tokio::test]
+async fn a_manager_that_has_just_started_gives_no_claim_back() {
+    let mut bench = selected().await;
+    bench.start_anew();
+    bench.forget();
+    let action = bench.claim().await.expect("it waits");
+    assert_eq!(action, Action::requeue(FIRST_PASS));
+    assert_eq!((bench.log(), bench.selected().as_deref()), (vec![], Some("w1")));
+    bench.pass().await;
+    bench.claim().await.expect("served");
+    assert_eq!((bench.volumes().len(), bench.selected().as_deref()), (1, Some("w1")));
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::disks::device_number;
 use crate::disks::mounts::Uses;
-use crate::disks::sysfs::read;
+use crate::disks::sysfs::{self, names_in, read};
 
 /// How many processes are named at most.
 const PROCESSES: usize = 5;
@@ -26,17 +26,12 @@ pub(super) fn find(proc: &Path, sys: &Path, path: &Path, number: (u32, u32), vol
             .into_iter()
             .map(|device| format!("swap space on {device}")),
     );
-    let directory = sys
-        .join("dev/block")
-        .join(format!("{}:{}", number.0, number.1))
-        .join("holders");
-    for holder in names_in(&directory) {
-        let name = read(&sys.join("block").join(&holder), "dm/name");
-        found.push(name.map_or_else(
-            || format!("device /dev/{holder}"),
-            |name| format!("device /dev/mapper/{name}"),
-        ));
-    }
+    let made_of_it = sysfs::holders(&sysfs::directory(sys, number));
+    found.extend(
+        made_of_it
+            .iter()
+            .map(|name| format!("device {}", sysfs::shown(sys, name))),
+    );
     found.extend(loops(sys, path, number, volume));
     if found.is_empty() && open {
         found.extend(processes(proc, number));
@@ -89,18 +84,6 @@ fn processes(proc: &Path, number: (u32, u32)) -> Vec<String> {
 
 fn is_device(path: &Path, number: (u32, u32)) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device() && device_number(meta.rdev()) == number)
-}
-
-fn names_in(directory: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return Vec::new();
-    };
-    let mut names: Vec<_> = entries
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort();
-    names
 }
 
 #[cfg(test)]

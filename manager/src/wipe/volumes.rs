@@ -20,7 +20,7 @@ impl Wiper for Eraser {
             let target = Target::of(&group, &volume);
             // Whoever stops waiting for this stops it, at the next piece.
             let cancel = CancellationToken::new();
-            Self::wipe_new(self, &target, tags.wipe, &cancel)
+            Self::wipe_new(self, &target, tags.wipe.of_new(tags.mode), &cancel)
                 .await
                 .map_err(|error| error.to_string())
         }
@@ -35,7 +35,8 @@ impl Wiper for Eraser {
     ) -> BoxFuture<'_, Result<(), String>> {
         async move {
             let target = Target::of(&group, &volume);
-            Self::wipe_old(self, &target, tags.wipe)
+            let cancel = CancellationToken::new();
+            Self::wipe_old(self, &target, tags.wipe, &cancel)
                 .await
                 .map_err(|error| error.to_string())
         }

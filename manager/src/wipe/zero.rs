@@ -6,6 +6,8 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -47,6 +49,7 @@ pub(super) async fn whole(eraser: &Eraser, target: &Target, cancel: &Cancellatio
             write(target, vec![(done, length)]).await?;
         }
         done += length;
+        crash_point!("wipe-after-zeros");
         if logged.elapsed() >= LOGGED_EVERY {
             logged = Instant::now();
             info!(path = %target.path.display(), done, size, "writing zeros");
@@ -54,6 +57,41 @@ pub(super) async fn whole(eraser: &Eraser, target: &Target, cancel: &Cancellatio
     }
     info!(path = %target.path.display(), size, seconds = begun.elapsed().as_secs_f64(), "written with zeros");
     Ok(())
+}
+
+/// Gives every block back to the disk, by a command after which it reads as zeros; false where the disk has none.
+pub(super) async fn deallocated(sys: &Path, target: &Target, cancel: &CancellationToken) -> Result<bool, WipeError> {
+    let mut done = 0;
+    while done < target.size.0 {
+        if cancel.is_cancelled() {
+            return Err(WipeError::Cancelled);
+        }
+        target.resolve(sys)?;
+        let length = (target.size.0 - done).min(PIECE);
+        let (path, offset) = (target.path.clone(), done);
+        let result = tokio::task::spawn_blocking(move || punch(&path, offset, length)).await;
+        match result.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            Ok(()) => done += length,
+            Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => return Ok(false),
+            Err(cause) => {
+                return Err(WipeError::Io {
+                    path: target.path.clone(),
+                    cause,
+                });
+            }
+        }
+    }
+    info!(path = %target.path.display(), size = target.size.0, "deallocated");
+    Ok(true)
+}
+
+/// The kernel promises zeros after this, or says EOPNOTSUPP (linux `blkdev_fallocate`).
+fn punch(path: &Path, offset: u64, length: u64) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).custom_flags(O_EXCL).open(path)?;
+    let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let number = |bytes: u64| i64::try_from(bytes).map_err(io::Error::other);
+    fallocate(&file, how, number(offset)?, number(length)?)?;
+    file.sync_data()
 }
 
 /// Writes zeros over both ends of the volume, each that long in bytes.

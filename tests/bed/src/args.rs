@@ -13,7 +13,7 @@ use crate::{
     disks::Boot,
     folders,
     images::{Images, build_images},
-    kubernetes, lifecycle, link, packages,
+    kubernetes, lifecycle, link, packages, quarry,
 };
 
 /// Like `println!`, but whoever reads may stop reading.
@@ -47,6 +47,9 @@ enum Command {
         /// Begin anew, even if a cluster of this name is up.
         #[arg(long)]
         fresh: bool,
+        /// Build Quarry from this tree and deploy it.
+        #[arg(long)]
+        quarry: bool,
     },
     /// Take the cluster down; nothing of it is left.
     Down {
@@ -102,6 +105,9 @@ enum Command {
         /// With blank disks of these sizes in GiB.
         #[arg(long)]
         extra: Vec<u64>,
+        /// Another machine takes the name of the node, with blank disks of its own; its mark, up to 10 letters and digits.
+        #[arg(long)]
+        machine: Option<String>,
     },
     /// Take a disk from a running node.
     Take {
@@ -184,14 +190,19 @@ pub fn run() -> ExitCode {
 
 async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Up { nodes, memory, fresh } => {
-            return up(Options {
+        Command::Up {
+            nodes,
+            memory,
+            fresh,
+            quarry,
+        } => {
+            let options = Options {
                 name: name.to_owned(),
                 nodes,
                 memory,
                 fresh,
-            })
-            .await;
+            };
+            return up(options, quarry).await;
         }
         Command::Down { all } => {
             for name in if all { Cluster::names() } else { vec![name.to_owned()] } {
@@ -222,6 +233,7 @@ async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
             without,
             read_only,
             extra,
+            machine,
         } => {
             let extra = extra.into_iter().map(|size| size << 30).collect();
             Cluster::attach(name)
@@ -232,6 +244,7 @@ async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
                     without,
                     read_only,
                     extra,
+                    machine,
                 })
                 .await?;
         }
@@ -264,18 +277,28 @@ async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
 }
 
 /// Brings the cluster up; a Ctrl-C before the end takes down what it made, but not a cluster that was there before.
-async fn up(options: Options) -> anyhow::Result<ExitCode> {
+async fn up(options: Options, quarry: bool) -> anyhow::Result<ExitCode> {
     let name = options.name.clone();
+    let comes_up = async {
+        if quarry {
+            Cluster::up_with_quarry(options, &[]).await
+        } else {
+            Cluster::up(options).await
+        }
+    };
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let cluster = tokio::select! {
-        cluster = Cluster::up(options) => Some(cluster?),
+        cluster = comes_up => Some(cluster?),
         _ = interrupt.recv() => None,
         _ = terminate.recv() => None,
     };
     match cluster {
         Some(cluster) => {
             usage(&cluster)?;
+            if quarry {
+                usage_of_quarry(&cluster)?;
+            }
             Ok(ExitCode::SUCCESS)
         }
         None => {
@@ -298,6 +321,24 @@ fn usage(cluster: &Cluster) -> anyhow::Result<()> {
     say!("# run in a node:     {bed} run node1 -- lsblk");
     say!("# logs and consoles: {}", cluster.logs().display());
     say!("# take it down:      {bed} down");
+    Ok(())
+}
+
+/// What to try on a cluster with Quarry; each line can be run as it stands.
+fn usage_of_quarry(cluster: &Cluster) -> anyhow::Result<()> {
+    let example = cluster.example()?;
+    let kubectl = cluster.kubectl().display();
+    say!(
+        "# Quarry runs in the namespace {}. Something to try on it:",
+        quarry::NAMESPACE
+    );
+    say!(
+        "{kubectl} apply -f {}    # a class on disks of this cluster, a claim, a pod",
+        example.display()
+    );
+    say!("{kubectl} wait --for=condition=Ready --timeout=120s pod/writer");
+    say!("{kubectl} get nodelocalstorages,persistentvolumeclaims,pods -o wide");
+    say!("{kubectl} delete -f {}", example.display());
     Ok(())
 }
 

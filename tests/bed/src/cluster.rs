@@ -16,7 +16,7 @@ use kube::{
 use nix::sys::signal::Signal;
 
 use crate::{
-    control_plane::{ControlPlane, Process},
+    control_plane::{ControlPlane, Process, last_lines, stock_config},
     daemon::Running,
     error::{BedError, During, Result},
     folders,
@@ -26,6 +26,7 @@ use crate::{
     node::Node,
     packages,
     pki::Pki,
+    quarry::NAMESPACE,
     state::{self, NodeState, State},
     step::Step,
 };
@@ -265,6 +266,51 @@ impl Cluster {
         }
     }
 
+    /// Restarts kube-scheduler without an extender, as on a control plane that nobody may configure; or with it again.
+    pub async fn stock_scheduler(&self, stock: bool) -> Result<()> {
+        let stock = stock.then(stock_config);
+        self.configure_scheduler(stock.as_deref()).await
+    }
+
+    /// Restarts kube-scheduler with this configuration (a second one that starts later has it too); or with the one of
+    /// the repository again.
+    pub async fn configure_scheduler(&self, config: Option<&str>) -> Result<()> {
+        let own = self.control_plane().own_config();
+        match config {
+            Some(config) => folders::write(&own, config)?,
+            None if own.exists() => std::fs::remove_file(&own).during(|| format!("cannot remove {}", own.display()))?,
+            None => {}
+        }
+        self.stop(Process::Scheduler).await?;
+        self.start(Process::Scheduler).await
+    }
+
+    /// Restarts kube-apiserver so that it writes down each writing request of Quarry's parts as a line of JSON (audit.k8s.io/v1,
+    /// Event), in the file that is returned; or so that it does not.
+    pub async fn audit(&self, on: bool) -> Result<PathBuf> {
+        let control_plane = self.control_plane();
+        let (policy, log) = (control_plane.audit_policy(), control_plane.audit_log());
+        if on {
+            let ours = ["manager", "extender"].map(|part| format!("system:serviceaccount:{NAMESPACE}:quarry-{part}"));
+            let writes = ["create", "update", "patch", "delete", "deletecollection"];
+            let text = serde_json::json!({
+                "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
+                "rules": [{"level": "Metadata", "users": ours, "verbs": writes}, {"level": "None"}],
+            });
+            folders::write(&policy, text.to_string())?;
+        } else if policy.exists() {
+            std::fs::remove_file(&policy).during(|| format!("cannot remove {}", policy.display()))?;
+        }
+        self.stop(Process::ApiServer).await?;
+        self.start(Process::ApiServer).await?;
+        Ok(log)
+    }
+
+    /// The process id of a process of the control plane, while it runs.
+    pub fn pid(&self, process: Process) -> Option<i32> {
+        self.control_plane().running(process).pid().map(|pid| pid.as_raw())
+    }
+
     /// Freezes a process of the control plane.
     pub async fn pause(&self, process: Process) -> Result<()> {
         self.control_plane().running(process).signal(Signal::SIGSTOP)
@@ -278,6 +324,13 @@ impl Cluster {
     /// Whether a process of the control plane runs.
     pub fn is_running(&self, process: Process) -> bool {
         self.control_plane().running(process).pid().is_some()
+    }
+
+    /// What of the control plane has ended that nobody stopped on purpose, with the end of its log; none while all of it runs.
+    pub fn lost(&self) -> Option<String> {
+        let lost = Process::ALL.into_iter().find(|process| !self.is_running(*process))?;
+        let log = self.logs().join(format!("{lost}.log"));
+        Some(format!("{lost} has ended:\n{}", last_lines(&log)))
     }
 
     pub(crate) fn control_plane(&self) -> ControlPlane {

@@ -27,10 +27,15 @@ pub enum Process {
     ControllerManager,
     /// kube-scheduler.
     Scheduler,
+    /// One more kube-scheduler, for pods that ask for [`SECOND_SCHEDULER`]; it runs only where a test starts it.
+    SecondScheduler,
 }
 
+/// The name by which pods ask for [`Process::SecondScheduler`].
+pub const SECOND_SCHEDULER: &str = "second-scheduler";
+
 impl Process {
-    /// All of them, in the order of their start.
+    /// Those of every cluster, in the order of their start.
     pub const ALL: [Process; 4] = [
         Process::Etcd,
         Process::ApiServer,
@@ -44,7 +49,15 @@ impl Process {
             Process::Etcd => "etcd",
             Process::ApiServer => "kube-apiserver",
             Process::ControllerManager => "kube-controller-manager",
-            Process::Scheduler => "kube-scheduler",
+            Process::Scheduler | Process::SecondScheduler => "kube-scheduler",
+        }
+    }
+
+    /// Its name among the files of the cluster's state.
+    fn name(self) -> &'static str {
+        match self {
+            Process::SecondScheduler => SECOND_SCHEDULER,
+            _ => self.program(),
         }
     }
 
@@ -55,13 +68,14 @@ impl Process {
             Process::ApiServer => (GATEWAY, 443).into(),
             Process::ControllerManager => (Ipv4Addr::LOCALHOST, 10257).into(),
             Process::Scheduler => (Ipv4Addr::LOCALHOST, 10259).into(),
+            Process::SecondScheduler => (Ipv4Addr::LOCALHOST, 10261).into(),
         }
     }
 }
 
 impl fmt::Display for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.program())
+        f.write_str(self.name())
     }
 }
 
@@ -83,7 +97,7 @@ pub(crate) struct ControlPlane {
 
 impl ControlPlane {
     pub(crate) fn running(&self, process: Process) -> Running {
-        Running::of(&self.state, process.program())
+        Running::of(&self.state, process.name())
     }
 
     /// Starts a process that does not run, and returns at once.
@@ -95,14 +109,14 @@ impl ControlPlane {
             Process::Etcd => (self.etcd(), Vec::new()),
             Process::ApiServer => (self.api_server(), Vec::new()),
             Process::ControllerManager => (self.controller_manager(), Vec::new()),
-            Process::Scheduler => self.scheduler()?,
+            Process::Scheduler | Process::SecondScheduler => self.scheduler(process)?,
         };
         let program = match process {
             Process::Etcd => PathBuf::from("etcd"),
             _ => kubernetes::folder()?.join(process.program()),
         };
         Daemon {
-            name: process.program().to_owned(),
+            name: process.name().to_owned(),
             argv: std::iter::once(program.into_os_string()).chain(arguments).collect(),
             env: Vec::new(),
             namespace: Some(self.namespace.clone()),
@@ -154,7 +168,7 @@ impl ControlPlane {
     }
 
     fn api_server(&self) -> Vec<OsString> {
-        vec![
+        let mut flags = vec![
             "--etcd-servers=http://127.0.0.1:2379".into(),
             "--bind-address=0.0.0.0".into(),
             format!("--advertise-address={GATEWAY}").into(),
@@ -172,7 +186,12 @@ impl ControlPlane {
             "--enable-admission-plugins=NodeRestriction".into(),
             "--kubelet-preferred-address-types=InternalIP".into(),
             "--profiling=false".into(),
-        ]
+        ];
+        if self.audit_policy().exists() {
+            flags.push(flag("--audit-policy-file=", self.audit_policy()));
+            flags.push(flag("--audit-log-path=", self.audit_log()));
+        }
+        flags
     }
 
     fn controller_manager(&self) -> Vec<OsString> {
@@ -192,15 +211,21 @@ impl ControlPlane {
         ]
     }
 
-    /// The scheduler runs on the file that users get, unchanged: it finds its kubeconfig where that file says.
-    fn scheduler(&self) -> Result<(Vec<OsString>, EtcFiles)> {
+    /// The scheduler runs on the file that users get, unchanged: it finds its kubeconfig where that file says. The second one
+    /// has another name and port beside that.
+    fn scheduler(&self, process: Process) -> Result<(Vec<OsString>, EtcFiles)> {
         let kubeconfig = self.pki.kubeconfig("scheduler");
-        let config = self.state.join("kube-scheduler-config.yaml");
-        folders::write(&config, scheduler_config()?)?;
+        let config = self.state.join(format!("{process}-config.yaml"));
+        let mut text = self.scheduler_config()?;
+        if process == Process::SecondScheduler {
+            text.push_str(&format!("profiles:\n  - schedulerName: {SECOND_SCHEDULER}\n"));
+        }
+        folders::write(&config, text)?;
         let arguments = vec![
             flag("--config=", &config),
             flag("--authentication-kubeconfig=", &kubeconfig),
             flag("--authorization-kubeconfig=", &kubeconfig),
+            format!("--secure-port={}", process.address().port()).into(),
             "--leader-elect=false".into(),
         ];
         Ok((
@@ -209,35 +234,55 @@ impl ControlPlane {
         ))
     }
 
-    /// Whether the scheduler runs with another configuration than the repository now has.
+    /// Whether the scheduler runs with another configuration than it is to have now.
     pub(crate) fn scheduler_is_outdated(&self) -> bool {
-        let current = scheduler_config().ok();
-        current.is_some() && folders::read(&self.state.join("kube-scheduler-config.yaml")).ok() != current
+        let current = self.scheduler_config().ok();
+        let runs = self.state.join(format!("{}-config.yaml", Process::Scheduler));
+        current.is_some() && folders::read(&runs).ok() != current
     }
-}
 
-/// The file of the repository, or a plain one as long as there is none.
-fn scheduler_config() -> Result<String> {
-    let shipped = folders::repository().join(SCHEDULER_CONFIG);
-    if shipped.exists() {
-        let text = folders::read(&shipped)?;
+    /// That of a test; or else the file of the repository; or one that says nothing, as long as there is none.
+    fn scheduler_config(&self) -> Result<String> {
+        let shipped = folders::repository().join(SCHEDULER_CONFIG);
+        let file = [self.own_config(), shipped].into_iter().find(|file| file.exists());
+        let Some(file) = file else {
+            return Ok(stock_config());
+        };
+        let text = folders::read(&file)?;
         if !text.contains(SCHEDULER_KUBECONFIG) {
             return Err(BedError::Missing {
                 what: format!(
                     "{} does not name {SCHEDULER_KUBECONFIG} as clientConnection.kubeconfig",
-                    shipped.display()
+                    file.display()
                 ),
                 remedy: "name it: that is where kubeadm puts it, and where the bed lays it".to_owned(),
             });
         }
-        return Ok(text);
+        Ok(text)
     }
-    let plain = serde_json::json!({
-        "apiVersion": "kubescheduler.config.k8s.io/v1",
-        "kind": "KubeSchedulerConfiguration",
-        "clientConnection": {"kubeconfig": SCHEDULER_KUBECONFIG},
-    });
-    Ok(format!("{plain:#}\n"))
+
+    /// While this file is there, kube-apiserver writes down what it says.
+    pub(crate) fn audit_policy(&self) -> PathBuf {
+        self.state.join("audit-policy.json")
+    }
+
+    /// Where it writes that.
+    pub(crate) fn audit_log(&self) -> PathBuf {
+        self.state.join("log/audit.log")
+    }
+
+    /// While this file is there, kube-scheduler is configured by it.
+    pub(crate) fn own_config(&self) -> PathBuf {
+        self.state.join("own-scheduler-config.yaml")
+    }
+}
+
+/// A configuration of kube-scheduler that says nothing: it knows of no extender.
+pub(crate) fn stock_config() -> String {
+    format!(
+        "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n\
+         clientConnection: {{kubeconfig: {SCHEDULER_KUBECONFIG}}}\n"
+    )
 }
 
 fn flag(name: &str, path: impl AsRef<Path>) -> OsString {

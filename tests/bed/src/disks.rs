@@ -44,6 +44,15 @@ impl Disk {
         self.id == name || self.serial == name
     }
 
+    /// The disk at the same place in another machine.
+    pub(crate) fn of_machine(&self, machine: Option<&str>) -> Disk {
+        let file = match machine {
+            Some(machine) => self.file.with_extension(format!("{machine}.img")),
+            None => self.file.clone(),
+        };
+        Disk { file, ..self.clone() }
+    }
+
     /// Makes the file, blank, if it is not there.
     pub(crate) fn create(&self) -> Result<()> {
         create(&self.file, self.size)
@@ -92,6 +101,9 @@ pub struct Boot {
     pub read_only: Vec<String>,
     /// Blank disks of these sizes in bytes join the node for good.
     pub extra: Vec<u64>,
+    /// Another machine takes the name of the node: with another machine-id, and disks of its own at the same places, blank
+    /// at first. This tells such machines apart; the one that the node has from the beginning has none.
+    pub machine: Option<String>,
 }
 
 impl Boot {
@@ -162,6 +174,15 @@ mod tests {
             ..Boot::default()
         };
         assert_eq!(serials(&boot), ["node1-disk2 ro", "node1-disk3"]);
+    }
+
+    #[test]
+    fn another_machine_has_other_disks_of_the_same_names() {
+        let disk = &of_node(Path::new("/d"), "node1", 1)[0];
+        let other = disk.of_machine(Some("m2"));
+        assert_eq!((&other.id, &other.serial), (&disk.id, &disk.serial));
+        assert_ne!(other.file, disk.file);
+        assert_eq!(disk.of_machine(None), *disk);
     }
 
     #[test]

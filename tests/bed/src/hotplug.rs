@@ -1,6 +1,9 @@
 //! Disks taken from a running node, and given back.
 
-use std::path::PathBuf;
+use std::{
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     command,
@@ -9,6 +12,45 @@ use crate::{
     mconsole,
     node::Node,
 };
+
+/// The letters that a node has for disks beside its system disk.
+const LETTERS: RangeInclusive<char> = 'b'..='p';
+
+/// A disk that a node has for a while.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    /// The disk.
+    pub disk: Disk,
+    flags: &'static str,
+}
+
+impl Guest {
+    fn of(disk: Disk) -> Self {
+        Guest { disk, flags: "" }
+    }
+
+    /// A disk whose content is that file, with a serial number, by which it is found in `/dev/disk/by-id`.
+    pub fn new(file: &Path, serial: &str) -> Self {
+        Guest::of(Disk {
+            id: format!("/dev/disk/by-id/bed-{serial}"),
+            serial: serial.to_owned(),
+            size: std::fs::metadata(file).map_or(0, |meta| meta.len()),
+            file: file.to_owned(),
+        })
+    }
+
+    /// It refuses to be written.
+    #[must_use]
+    pub fn read_only(self) -> Self {
+        Guest { flags: "r", ..self }
+    }
+
+    /// It can be plugged in several times, as one of several paths to it.
+    #[must_use]
+    pub fn shared(self) -> Self {
+        Guest { flags: "c", ..self }
+    }
+}
 
 impl Node {
     /// Takes a disk away while the node runs: logical volumes on it answer with I/O errors from now on, and its device is gone, with a uevent.
@@ -45,16 +87,41 @@ impl Node {
     /// failing until someone refreshes them (`lvchange --refresh`).
     pub async fn return_disk(&self, id: &str) -> Result<()> {
         let disk = self.disk(id)?;
+        self.plug_disks(&[Guest::of(disk)]).await
+    }
+
+    /// Plugs disks in for a while, beside those that the node has for good; each gets the first letter that is free.
+    pub async fn plug_disks(&self, guests: &[Guest]) -> Result<()> {
         let present = self.run_ok(["ls", "/sys/class/block"]).await?;
-        let name = ('b'..='p')
+        let mut free = LETTERS
             .map(|letter| format!("ubd{letter}"))
-            .find(|name| !present.lines().any(|line| line == name));
-        let name = name.ok_or_else(|| BedError::Disk {
-            disk: disk.id.clone(),
-            message: "the node has no letter free".to_owned(),
-        })?;
-        self.console_command(&disk, format!("config {name}={},,{}", disk.file.display(), disk.serial))
-            .await?;
+            .filter(|name| !present.lines().any(|line| line == name));
+        for Guest { disk, flags } in guests {
+            let name = free.next().ok_or_else(|| BedError::Disk {
+                disk: disk.id.clone(),
+                message: "the node has no letter free".to_owned(),
+            })?;
+            let text = format!("config {name}{flags}={},,{}", disk.file.display(), disk.serial);
+            self.console_command(disk, text).await?;
+        }
+        self.run_ok(["udevadm", "settle"]).await.map(drop)
+    }
+
+    /// Takes every disk away that does not belong to the node, by its serial number; what is made of one must be gone.
+    pub async fn unplug_guests(&self) -> Result<()> {
+        let files = LETTERS.map(|letter| format!("/sys/class/block/ubd{letter}/serial"));
+        let argv = ["grep", "-s", "-H", ""].map(str::to_owned).into_iter().chain(files);
+        let serials = self.run(argv).await?.stdout;
+        let own = self.disks();
+        self.run_ok(["udevadm", "settle"]).await?;
+        for (file, serial) in serials.lines().filter_map(|line| line.split_once(':')) {
+            if own.iter().any(|disk| disk.serial == serial) {
+                continue;
+            }
+            let name = file.split('/').nth(4).unwrap_or_default();
+            let disk = Guest::new(Path::new(""), serial).disk;
+            self.console_command(&disk, format!("remove {name}")).await?;
+        }
         self.run_ok(["udevadm", "settle"]).await.map(drop)
     }
 

@@ -155,8 +155,13 @@ async fn base() -> Result<()> {
 /// a change of code costs its compilation and some seconds. `$QUARRY_PROFILE` names a profile of cargo, such as `release`, to use instead
 /// of one that compiles fast.
 pub async fn build_images(repository: &Path) -> Result<Images> {
+    build_images_with(repository, &[]).await
+}
+
+/// The same with features of cargo, for builds that are tested and never shipped.
+pub async fn build_images_with(repository: &Path, features: &[&str]) -> Result<Images> {
     packages::ensure().await?;
-    compile(repository).await?;
+    compile(repository, features).await?;
     let storage = Storage::open().await?;
     let images = build_both(repository).await;
     storage.close().await?;
@@ -172,11 +177,20 @@ async fn build_both(repository: &Path) -> Result<Images> {
     Ok(Images { manager, extender })
 }
 
+/// Where the Dockerfile looks for the programs of this machine's architecture, and kubectl for its plugin.
+pub(crate) fn programs(repository: &Path) -> PathBuf {
+    let architecture = match std::env::consts::ARCH {
+        "aarch64" => "arm64",
+        _ => "amd64",
+    };
+    repository.join("target/dist").join(architecture)
+}
+
 /// Builds the programs as static ones, and puts them where the Dockerfile looks for them.
-async fn compile(repository: &Path) -> Result<()> {
-    let (triple, architecture) = match std::env::consts::ARCH {
-        "aarch64" => ("aarch64-unknown-linux-gnu", "arm64"),
-        _ => ("x86_64-unknown-linux-gnu", "amd64"),
+async fn compile(repository: &Path, features: &[&str]) -> Result<()> {
+    let triple = match std::env::consts::ARCH {
+        "aarch64" => "aarch64-unknown-linux-gnu",
+        _ => "x86_64-unknown-linux-gnu",
     };
     let profile = std::env::var("QUARRY_PROFILE").unwrap_or_else(|_| PROFILE.to_owned());
     let step = Step::begin(format!("cargo builds the manager and the extender (profile {profile})"));
@@ -194,15 +208,16 @@ async fn compile(repository: &Path) -> Result<()> {
         "-p",
         "quarry-extender",
     ];
+    argv.extend(features.iter().flat_map(|feature| ["--features", feature]));
     if profile == PROFILE {
         argv.extend(PROFILE_SETTINGS.iter().flat_map(|setting| ["--config", setting]));
     }
     command::run_in(repository, &flags, &argv).await?;
     let folder = if profile == "dev" { "debug" } else { &profile };
     let built = repository.join("target").join(triple).join(folder);
-    let place = repository.join("target/dist").join(architecture);
+    let place = programs(repository);
     folders::make(&place)?;
-    for program in ["quarry-manager", "quarry-extender"] {
+    for program in ["quarry-manager", "quarry-extender", "kubectl-quarry"] {
         let (from, to) = (built.join(program), place.join(program));
         // Only a change of the file makes a new layer.
         if !same(&from, &to) {

@@ -35,6 +35,7 @@ mod node_init;
 mod node_services;
 pub mod packages;
 mod pki;
+mod quarry;
 mod state;
 mod step;
 
@@ -42,13 +43,15 @@ use std::{env, path::PathBuf};
 
 pub use cluster::{Cluster, Options};
 pub use command::Output;
-pub use control_plane::Process;
+pub use control_plane::{Process, SECOND_SCHEDULER};
 pub use disks::{Boot, Disk};
 pub use error::BedError;
 pub use folders::{cache, repository};
-pub use images::{ImageRef, Images, TOOLS, build_images};
+pub use hotplug::Guest;
+pub use images::{ImageRef, Images, TOOLS, build_images, build_images_with};
 pub use node::Node;
 pub use node_init::run_if_node;
+pub use quarry::NAMESPACE;
 pub use step::Step;
 
 /// The program `bed`, which the nodes run as their first process: this one, or the one built beside it, or `$QUARRY_BED`.

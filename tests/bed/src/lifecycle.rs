@@ -12,7 +12,10 @@ use kube::{
     Api,
     api::{Patch, PatchParams},
 };
-use nix::sys::signal::{Signal, kill};
+use nix::sys::{
+    signal::{Signal, kill},
+    statvfs::statvfs,
+};
 use serde_json::json;
 
 use crate::{
@@ -68,6 +71,32 @@ pub(crate) fn check(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// What the root file system and the disks of a node take at most while tests fill them, bytes.
+const ROOM_OF_A_NODE: u64 = 3 << 30;
+
+/// Refuses to begin where the nodes would fill the file system: etcd ends where it cannot write, and all hang.
+fn check_room(nodes: usize) -> Result<()> {
+    let folder = folders::clusters();
+    folders::make(&folder)?;
+    let found = statvfs(&folder).during(|| format!("cannot see the room of {}", folder.display()))?;
+    let free = found.blocks_available() * found.fragment_size();
+    let needed = ROOM_OF_A_NODE * nodes as u64;
+    if free >= needed {
+        return Ok(());
+    }
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    Err(BedError::Missing {
+        what: format!(
+            "a cluster of {nodes} nodes needs up to {:.0} GiB, and the file system of {} has {:.1} GiB free",
+            gib(needed),
+            folder.display(),
+            gib(free)
+        ),
+        remedy: "remove what is not needed there: other clusters (`make cluster-down`), what was built (`make clean`)"
+            .to_owned(),
+    })
+}
+
 /// Makes a cluster from nothing; one of the same name is removed.
 pub(crate) async fn create(options: &Options) -> Result<Cluster> {
     let name = &options.name;
@@ -75,6 +104,7 @@ pub(crate) async fn create(options: &Options) -> Result<Cluster> {
     let kernel = kernel::find().await?;
     let step = Step::quiet("network namespace, certificates and disks");
     remove(name).await?;
+    check_room(options.nodes)?;
     BEGUN.store(true, Ordering::SeqCst);
     let folder = folders::cluster(name);
     folders::make(&folder)?;
@@ -127,6 +157,11 @@ pub(crate) async fn heal(state: State) -> Result<Cluster> {
     cluster.start_link().await?;
     for process in Process::ALL {
         cluster.resume(process).await?;
+    }
+    cluster.kill(Process::SecondScheduler).await?;
+    let own = cluster.control_plane().own_config();
+    if own.exists() {
+        std::fs::remove_file(&own).during(|| format!("cannot remove {}", own.display()))?;
     }
     for node in cluster.nodes() {
         node.restore_network().await?;

@@ -276,18 +276,19 @@ impl Node {
             self.name()
         )];
         for ((disk, read_only), letter) in boot.arrange(&known)?.iter().zip('b'..) {
+            let disk = disk.of_machine(boot.machine.as_deref());
             disk.create()?;
             let flags = if *read_only { "r" } else { "" };
             attached.push(format!("ubd{letter}{flags}={},,{}", disk.file.display(), disk.serial));
         }
         let config = folder.join("nodes").join(format!("{}.json", self.name()));
-        self.write_config(&config)?;
+        self.write_config(&config, boot)?;
         self.machine_daemon(&folder, &config, attached)?
             .start(&folder)
             .map(drop)
     }
 
-    fn write_config(&self, path: &Path) -> Result<()> {
+    fn write_config(&self, path: &Path, boot: &Boot) -> Result<()> {
         path.parent().map_or(Ok(()), folders::make)?;
         let config = Config {
             node: self.state.name.clone(),
@@ -299,6 +300,7 @@ impl Node {
             kubelet: crate::kubernetes::folder()?.join("kubelet"),
             kubeconfig: Pki::of(&self.cluster.folder()).kubeconfig(self.name()),
             images: self.cluster.images.clone(),
+            machine: boot.machine.clone().unwrap_or_default(),
         };
         let text = serde_json::to_string(&config).map_err(|source| BedError::Json {
             what: "a node's configuration".to_owned(),

@@ -54,6 +54,8 @@ pub(crate) struct Config {
     pub(crate) kubeconfig: PathBuf,
     /// Images to have before the kubelet starts.
     pub(crate) images: Vec<ImageRef>,
+    /// What tells this machine from others that have the name of the node; empty for the first.
+    pub(crate) machine: String,
 }
 
 /// Whether this process is to be the first of a node, or its services; if so, it does not come back before the node is off.

@@ -134,8 +134,9 @@ fn settings(config: &Config) -> Result<()> {
     text("/etc/hostname", &format!("{}\n", config.node))?;
     // The same at every boot, as on a real machine, and different on each node.
     let name: String = config
-        .node
+        .machine
         .bytes()
+        .chain(config.node.bytes())
         .chain(config.cluster.bytes())
         .map(|byte| format!("{byte:02x}"))
         .collect();
@@ -272,6 +273,9 @@ fn files(config: &Config) -> Result<()> {
         "resolvConf": "",
         "registerNode": true,
         "volumeStatsAggPeriod": "0s",
+        // A container that is killed again and again is started again at once: tests that kill would else take days.
+        "featureGates": {"KubeletCrashLoopBackOffMax": true},
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},
     });
     folders::write(Path::new("/etc/cni/net.d/10-bed.conflist"), network.to_string())?;
     folders::write(Path::new("/etc/containerd/config.toml"), CONTAINERD_CONFIG)?;

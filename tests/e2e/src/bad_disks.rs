@@ -6,10 +6,10 @@ use anyhow::{Context, Result, anyhow, ensure};
 use quarry_bed::Node;
 use quarry_crds::node_local_storage::{condition, phase};
 
-use crate::bed::repository;
+use crate::bed::folder;
 use crate::case;
 use crate::objects::{Claim, Class, PodSpec};
-use crate::test::{Case, Test};
+use crate::test::{Case, PATIENCE, Test};
 use crate::untouched::{Held, forget_events};
 
 /// The cases.
@@ -273,7 +273,7 @@ async fn partition(node: &Node, disk: &str) -> Result<()> {
     table[458..462].copy_from_slice(&262_144_u32.to_le_bytes());
     table[510..].copy_from_slice(&[0x55, 0xaa]);
     // The nodes see the file system of the machine.
-    let file = repository().join("target/e2e/partition-table");
+    let file = folder()?.join("partition-table");
     std::fs::write(&file, table)?;
     let (from, to) = (format!("if={}", file.display()), format!("of={disk}"));
     node.run_ok([
@@ -321,16 +321,16 @@ async fn restore(test: &Test) -> Result<()> {
 
 /// Makes sure that a class is not ready on a node, for that reason, and has no volume group.
 async fn not_ready(test: &Test, class: &str, node: &str, told: &[&str]) -> Result<()> {
-    let storage = test.storages().get(&format!("{class}.{node}")).await?;
-    let status = storage.status.clone().unwrap_or_default();
-    let ready = status
-        .conditions
-        .iter()
-        .find(|c| c.type_ == condition::READY)
-        .context("nothing is said of Ready")?;
+    let name = format!("{class}.{node}");
+    let said = test.wait("a condition Ready", PATIENCE, || async {
+        let status = test.storages().get(&name).await?.status.unwrap_or_default();
+        let ready = status.conditions.iter().find(|c| c.type_ == condition::READY).cloned();
+        Ok(ready.map(|ready| (status, ready)))
+    });
+    let (status, ready) = said.await?;
     let text = format!("{}: {}", ready.reason, ready.message);
     println!("   {class} Ready={}: {text}", ready.status);
-    ensure!(ready.status == "False" && status.volume_group.is_none(), "{storage:#?}");
+    ensure!(ready.status == "False" && status.volume_group.is_none(), "{status:#?}");
     ensure!(
         told.iter().all(|part| text.contains(part)),
         "{text:?} lacks one of {told:?}"

@@ -114,6 +114,43 @@ fn mistakes(disk: &str) -> Vec<Mistake> {
             &json!([{"names": ["node1"], "disks": ["/dev/disk/../ubdb"]}]),
             &["parameters.nodes[0].disks[0]", "/dev/disk/../ubdb", "write it without"],
         ),
+        Mistake::in_nodes(
+            "option",
+            &json!([{"names": ["node1"], "disks": ["--config=devices{dir=\"/\"}"]}]),
+            &["parameters.nodes[0].disks[0]", "is not under /dev"],
+        ),
+        Mistake::in_nodes(
+            "far-detour",
+            &json!([{"names": ["node1"], "disks": ["/dev/disk/by-id/../../../etc/passwd"]}]),
+            &["parameters.nodes[0].disks[0]", "write it without"],
+        ),
+        Mistake::in_nodes(
+            "two-words",
+            &json!([{"names": ["node1"], "disks": [format!("{disk} --force")]}]),
+            &["parameters.nodes[0].disks[0]", "has characters that no device name has"],
+        ),
+        Mistake::new(
+            "group-option",
+            "volumeGroup",
+            "--force",
+            &["parameters.volumeGroup", "\"--force\"", "nor start with \"-\""],
+        ),
+        Mistake::new(
+            "group-detour",
+            "volumeGroup",
+            "../etc",
+            &[
+                "parameters.volumeGroup",
+                "\"../etc\" contains '/'",
+                "use letters, digits",
+            ],
+        ),
+        Mistake::new(
+            "fs-option",
+            "fsType",
+            "ext4 -F",
+            &["parameters.fsType", "\"ext4 -F\" is not supported"],
+        ),
         Mistake::new(
             "group-characters",
             "volumeGroup",

@@ -2,16 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use k8s_openapi::api::apps::v1::DaemonSet;
-use kube::{Api, Client};
-use quarry_bed::{Cluster, Node, Options, build_images};
-use serde_json::json;
-
-/// The namespace that `deploy/` puts Quarry in.
-pub const NAMESPACE: &str = "quarry-system";
+use anyhow::{Context, Result};
+use kube::Client;
+pub use quarry_bed::NAMESPACE;
+use quarry_bed::{Cluster, Node, Options};
 
 /// A cluster with Quarry on it.
 #[derive(Clone)]
@@ -20,6 +15,22 @@ pub struct Bed {
     pub cluster: Cluster,
     /// A client with all rights.
     pub client: Client,
+}
+
+/// The cluster that is used.
+#[must_use]
+pub fn cluster_name() -> String {
+    std::env::var("QUARRY_CLUSTER").unwrap_or_else(|_| Options::default().name)
+}
+
+/// A folder for files of the tests on this cluster.
+///
+/// # Errors
+/// It could not be made.
+pub fn folder() -> Result<PathBuf> {
+    let folder = repository().join("target/e2e").join(cluster_name());
+    std::fs::create_dir_all(&folder)?;
+    Ok(folder)
 }
 
 /// The root of the repository.
@@ -35,54 +46,41 @@ impl Bed {
     /// # Errors
     /// Any of that failed.
     pub async fn up() -> Result<Arc<Self>> {
-        let name = std::env::var("QUARRY_CLUSTER").unwrap_or_else(|_| Options::default().name);
-        let (cluster, images) = tokio::try_join!(
-            async {
-                Cluster::up(Options {
-                    name,
-                    // What a former run left must not decide how this one ends.
-                    fresh: std::env::var_os("CI").is_some(),
-                    ..Options::default()
-                })
-                .await
-                .context("the cluster did not come up")
-            },
-            async { build_images(&repository()).await.context("the images were not built") },
-        )?;
-        let begun = Instant::now();
-        cluster.load(&images.manager).await?;
-        cluster.load(&images.extender).await?;
-        let client = cluster.client().await?;
-        let bed = Self { cluster, client };
-        bed.deploy(&images.manager.reference, &images.extender.reference)
-            .await?;
-        println!(
-            "quarry: deployed and ready after {:.1} s",
-            begun.elapsed().as_secs_f64()
-        );
-        Ok(Arc::new(bed))
+        Self::up_with(&[]).await
     }
 
-    /// Applies `deploy/base` with these images, and waits until everything runs.
-    async fn deploy(&self, manager: &str, extender: &str) -> Result<()> {
-        let overlay = repository().join("target/e2e/overlay");
-        std::fs::create_dir_all(&overlay)?;
-        let image = |name: &str, reference: &str| {
-            let (path, tag) = reference.rsplit_once(':').unwrap_or((reference, "latest"));
-            json!({"name": name, "newName": path, "newTag": tag})
+    /// The same with features of cargo, for builds that are tested and never shipped.
+    ///
+    /// # Errors
+    /// Any of that failed.
+    pub async fn up_with(features: &[&str]) -> Result<Arc<Self>> {
+        let options = Options {
+            name: cluster_name(),
+            // What a former run left must not decide how this one ends.
+            fresh: std::env::var_os("CI").is_some(),
+            ..Options::default()
         };
-        let kustomization = json!({
-            "resources": ["../../../deploy/base"],
-            "images": [image("quarry-manager", manager), image("quarry-extender", extender)],
-        });
-        std::fs::write(overlay.join("kustomization.yaml"), kustomization.to_string())?;
-        let target = overlay.to_string_lossy().into_owned();
-        self.kubectl(&["apply", "--server-side", "--force-conflicts", "-k", &target])
-            .await?;
-        for name in ["quarry-manager", "quarry-extender"] {
-            self.rolled_out(name).await?;
-        }
-        Ok(())
+        let cluster = Cluster::up_with_quarry(options, features)
+            .await
+            .context("the cluster did not come up with Quarry")?;
+        let client = cluster.client().await?;
+        Ok(Arc::new(Self { cluster, client }))
+    }
+
+    /// Applies what was deployed last, and waits until everything runs.
+    ///
+    /// # Errors
+    /// It did not within three minutes.
+    pub async fn install(&self) -> Result<()> {
+        Ok(self.cluster.install().await?)
+    }
+
+    /// Deletes everything that was deployed, as a user does, and waits until it is gone.
+    ///
+    /// # Errors
+    /// It was not deleted.
+    pub async fn uninstall(&self) -> Result<()> {
+        Ok(self.cluster.uninstall().await?)
     }
 
     /// Waits until every pod of a DaemonSet of ours is of its newest template and ready.
@@ -90,29 +88,23 @@ impl Bed {
     /// # Errors
     /// It took more than three minutes.
     pub async fn rolled_out(&self, name: &str) -> Result<()> {
-        let sets: Api<DaemonSet> = Api::namespaced(self.client.clone(), NAMESPACE);
-        let deadline = Instant::now() + Duration::from_secs(180);
-        loop {
-            let set = sets.get(name).await?;
-            let status = set.status.unwrap_or_default();
-            let wanted = status.desired_number_scheduled;
-            if wanted > 0
-                && status.observed_generation == set.metadata.generation
-                && status.updated_number_scheduled == Some(wanted)
-                && status.number_ready == wanted
-                && status.number_unavailable.unwrap_or(0) == 0
-            {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                let pods = self
-                    .kubectl(&["-n", NAMESPACE, "describe", "pods"])
-                    .await
-                    .unwrap_or_default();
-                bail!("{name} is not ready after three minutes: {status:?}\n{pods}");
-            }
-            tokio::time::sleep(Duration::from_millis(300)).await;
-        }
+        Ok(self.cluster.rolled_out(name).await?)
+    }
+
+    /// Sets variables of the manager (none: takes it away), and waits until every manager runs with them.
+    ///
+    /// # Errors
+    /// They do not run.
+    pub async fn manager_settings(&self, settings: &[(&str, Option<&str>)]) -> Result<()> {
+        let words = settings.iter().map(|(name, value)| match value {
+            Some(value) => format!("{name}={value}"),
+            None => format!("{name}-"),
+        });
+        let words: Vec<String> = words.collect();
+        let mut arguments = vec!["-n", NAMESPACE, "set", "env", "ds/quarry-manager"];
+        arguments.extend(words.iter().map(String::as_str));
+        self.kubectl(&arguments).await?;
+        self.rolled_out("quarry-manager").await
     }
 
     /// Runs kubectl with all rights; its standard output.
@@ -120,25 +112,16 @@ impl Bed {
     /// # Errors
     /// It failed; the text has what it wrote.
     pub async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        let output = self.kubectl_any(arguments).await?;
-        if !output.status.success() {
-            bail!("kubectl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        Ok(self.cluster.kubectl_ok(arguments).await?)
     }
 
-    /// Runs kubectl with all rights, however it ends.
+    /// The same, however it ends: whether it succeeded, and what it wrote to standard output and standard error.
     ///
     /// # Errors
     /// It could not be run.
-    pub async fn kubectl_any(&self, arguments: &[&str]) -> Result<std::process::Output> {
-        let command = duct::cmd(self.cluster.kubectl(), arguments)
-            .env("KUBECONFIG", self.cluster.kubeconfig())
-            .stdin_null()
-            .stdout_capture()
-            .stderr_capture()
-            .unchecked();
-        Ok(tokio::task::spawn_blocking(move || command.run()).await??)
+    pub async fn kubectl_any(&self, arguments: &[&str]) -> Result<(bool, String, String)> {
+        let output = self.cluster.kubectl_any(arguments).await?;
+        Ok((output.success(), output.stdout, output.stderr))
     }
 
     /// The node of that name.

@@ -51,6 +51,31 @@ impl Test {
             .context("no such volume group")?;
         Ok(row["vg_free"].as_str().unwrap_or_default().parse()?)
     }
+
+    /// Fills the volume group of a class on a node by hand, until only so many bytes are left.
+    ///
+    /// # Errors
+    /// There are fewer.
+    pub async fn leave_free(&self, node: &str, group: &str, bytes: u64) -> Result<()> {
+        let free = self.free_on(node, group).await?;
+        let filler = free.checked_sub(bytes).context("there is less")?;
+        let fill = ["lvcreate", "-y", "-n", "filler", "-L", &format!("{filler}b"), group];
+        self.bed.node(node)?.run_ok(fill).await.map(drop).context("filling it")
+    }
+
+    /// Waits until so many bytes are published as free in a NodeLocalStorage.
+    ///
+    /// # Errors
+    /// They are not after half a minute.
+    pub async fn published_free(&self, storage: &str, bytes: u64) -> Result<()> {
+        let what = format!("{bytes} bytes free in {storage}");
+        self.wait(&what, Duration::from_secs(30), || async {
+            let status = self.storages().get(storage).await?.status;
+            let group = status.and_then(|status| status.volume_group).context("no figures")?;
+            Ok((quarry_crds::quantity::parse(&group.free)?.0 == bytes).then_some(()))
+        })
+        .await
+    }
 }
 
 /// Makes every data disk of a node blank.

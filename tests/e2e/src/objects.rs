@@ -1,5 +1,6 @@
 //! Objects for tests: short to write, complete to Kubernetes.
 
+use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use quarry_crds::names::PROVISIONER;
@@ -165,4 +166,26 @@ impl PodSpec {
     pub fn object(self) -> anyhow::Result<Pod> {
         Ok(serde_json::from_value(self.0)?)
     }
+}
+
+/// A StatefulSet whose pods start all at once, each with a claim of its own mounted at `/data`; each writes its name
+/// to `/data/name` and sleeps.
+///
+/// # Errors
+/// It is no StatefulSet.
+pub fn stateful_set(name: &str, replicas: u32, class: &str, size: &str) -> anyhow::Result<StatefulSet> {
+    Ok(serde_json::from_value(json!({
+        "metadata": {"name": name},
+        "spec": {
+            "replicas": replicas, "podManagementPolicy": "Parallel", "serviceName": name,
+            "selector": {"matchLabels": {"app": name}},
+            "template": {"metadata": {"labels": {"app": name}}, "spec": {
+                "terminationGracePeriodSeconds": 0, "automountServiceAccountToken": false,
+                "containers": [{"name": "main", "image": TOOLS, "imagePullPolicy": "Never",
+                    "command": ["sh", "-c", "hostname > /data/name && sync && sleep infinity"],
+                    "volumeMounts": [{"name": "data", "mountPath": "/data"}]}],
+            }},
+            "volumeClaimTemplates": [Claim::new("data", class, size).0],
+        },
+    }))?)
 }

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::DaemonSet;
-use kube::api::{Patch, PatchParams};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use quarry_bed::Boot;
 use serde_json::json;
@@ -12,7 +14,7 @@ use serde_json::json;
 use crate::bed::NAMESPACE;
 use crate::case;
 use crate::objects::{Claim, Class, PodSpec};
-use crate::test::{Case, Test};
+use crate::test::{Case, PATIENCE, Test};
 
 /// The cases.
 pub const CASES: &[Case] = &[
@@ -45,7 +47,15 @@ async fn node_killed_and_rebooted(test: &Test) -> Result<()> {
     let volumes = test.lvm("node2", "lvs", "lv_name,lv_uuid,lv_size").await?;
     let node = test.bed.node("node2")?;
     node.kill().await?;
-    node.boot(Boot::default()).await?;
+    let begun = Instant::now();
+    let (booted, active) = tokio::join!(node.boot(Boot::default()), volumes_active(test, "node2", volumes.len()));
+    booted?;
+    let active = active?;
+    println!(
+        "   power on → volumes active: {:.1} s",
+        active.duration_since(begun).as_secs_f64()
+    );
+    let active_at = Timestamp::now() - SignedDuration::try_from(active.elapsed())?;
     let booted = Instant::now();
     for name in ["ext4", "xfs"] {
         test.wait(
@@ -67,6 +77,10 @@ async fn node_killed_and_rebooted(test: &Test) -> Result<()> {
         "   node Ready → all pods with their data: {:.1} s",
         booted.elapsed().as_secs_f64()
     );
+    for pod in ["ext4", "xfs"] {
+        let late = failed_mounts_after(test, pod, active_at).await?;
+        ensure!(late.is_empty(), "mounts failed though the volume was active: {late:?}");
+    }
     ensure!(
         test.lvm("node2", "vgs", "vg_name,vg_uuid").await? == groups,
         "no volume group may be made anew"
@@ -78,8 +92,40 @@ async fn node_killed_and_rebooted(test: &Test) -> Result<()> {
     test.bed.rolled_out("quarry-manager").await
 }
 
+/// Waits until that many logical volumes of a node that boots have their devices; when that was.
+async fn volumes_active(test: &Test, node: &str, count: usize) -> Result<Instant> {
+    let node = test.bed.node(node)?;
+    test.wait("the volumes are active", PATIENCE, || async {
+        // Nobody answers before the kernel is up.
+        let listed = node.run(["dmsetup", "ls"]).await.ok();
+        let devices = listed.map_or(0, |output| {
+            output.stdout.lines().filter(|line| line.contains("pvc")).count()
+        });
+        Ok((devices >= count).then(Instant::now))
+    })
+    .await
+}
+
+/// What kubelet said of mounts of a pod that failed later than that: before, it tries until the volume is there.
+async fn failed_mounts_after(test: &Test, pod: &str, active: Timestamp) -> Result<Vec<String>> {
+    let events: Api<Event> = Api::namespaced(test.client(), &test.name);
+    let params = ListParams::default().fields(&format!("regarding.name={pod},reason=FailedMount"));
+    let failed = events.list(&params).await?.items;
+    let attempts: i32 = failed.iter().filter_map(|event| event.deprecated_count).sum();
+    println!("   pod {pod}: {attempts} mounts failed before its volume was active");
+    // Kubernetes counts whole seconds.
+    let late = |event: &Event| {
+        let last = event.deprecated_last_timestamp.as_ref();
+        last.is_some_and(|time| time.0 > active + SignedDuration::from_secs(2))
+    };
+    Ok(failed.into_iter().filter(late).filter_map(|event| event.note).collect())
+}
+
 /// Sends the pods of a DaemonSet of ours away, or lets them come back.
-async fn away(test: &Test, name: &str, away: bool) -> Result<()> {
+///
+/// # Errors
+/// They are not gone, or not ready, after three minutes.
+pub async fn away(test: &Test, name: &str, away: bool) -> Result<()> {
     let sets: Api<DaemonSet> = Api::namespaced(test.client(), NAMESPACE);
     let selector = if away {
         json!({"quarry.dev/nowhere": "true"})
@@ -161,7 +207,23 @@ async fn manager_restarted(test: &Test) -> Result<()> {
     }
     made.sort();
     ensure!(made == expected, "made {made:?}, claimed {expected:?}");
-    test.bed.rolled_out("quarry-manager").await
+    test.bed.rolled_out("quarry-manager").await?;
+    links_are_made_again(test, &class).await
+}
+
+/// LVM says that a volume is active, and udev or a command that was killed has left no link to it: kubelet could not use it.
+async fn links_are_made_again(test: &Test, class: &str) -> Result<()> {
+    let volume = test.volume_of("data0").await?;
+    let ours = quarry_crds::persistent_volume::ours(&volume).context("not of Quarry")?;
+    test.delete_pod("data0").await?;
+    let node = test.bed.node(&ours.node)?;
+    let link = format!("/dev/{class}/{}", volume.name_any());
+    node.run_ok(["rm", &link]).await?;
+    node.run(["pkill", "-KILL", "-x", "quarry-manager"]).await?;
+    test.pod(PodSpec::new("again").claim("data0", true)).await?;
+    test.running("again").await?;
+    ensure!(node.run(["test", "-b", &link]).await?.success());
+    Ok(())
 }
 
 /// After a reboot the disks have other kernel names; everything is found again, nothing is made anew.

@@ -6,10 +6,9 @@ use anyhow::{Result, ensure};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use kube::Api;
 use kube::api::PostParams;
-use serde_json::json;
 
 use crate::case;
-use crate::objects::{Claim, PodSpec, TOOLS};
+use crate::objects::{self, Claim, PodSpec};
 use crate::test::{Case, PATIENCE, Test};
 
 /// The cases.
@@ -36,24 +35,9 @@ async fn failed_placements(test: &Test) -> Result<Vec<String>> {
 
 /// A StatefulSet of three whose claims take most of any node's volume group, all pods at once.
 async fn three_claims_one_a_node(test: &Test) -> Result<()> {
-    // 4, 5 and 3 GiB: one claim of 2 GiB fits once on each, twice on two of them.
+    // 4, 5 and 3 GiB: one claim of 2600 MiB fits on each, and two on none.
     let class = test.simple_class("a", 0).await?;
-    let set: StatefulSet = serde_json::from_value(json!({
-        "metadata": {"name": "db"},
-        "spec": {
-            "replicas": 3, "podManagementPolicy": "Parallel", "serviceName": "db",
-            "selector": {"matchLabels": {"app": "db"}},
-            "template": {"metadata": {"labels": {"app": "db"}}, "spec": {
-                "terminationGracePeriodSeconds": 0, "automountServiceAccountToken": false,
-                "containers": [{"name": "main", "image": TOOLS, "imagePullPolicy": "Never",
-                    "command": ["sh", "-c", "hostname > /data/name && sync && sleep infinity"],
-                    "volumeMounts": [{"name": "data", "mountPath": "/data"}]}],
-            }},
-            "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {
-                "accessModes": ["ReadWriteOnce"], "storageClassName": class,
-                "resources": {"requests": {"storage": "2600Mi"}}}}],
-        },
-    }))?;
+    let set = objects::stateful_set("db", 3, &class, "2600Mi")?;
     let sets: Api<StatefulSet> = Api::namespaced(test.client(), &test.name);
     sets.create(&PostParams::default(), &set).await?;
     let mut nodes = BTreeSet::new();

@@ -20,6 +20,7 @@ use tokio::runtime::Handle;
 use crate::bed::{Bed, NAMESPACE};
 use crate::lvm::blank;
 use crate::objects::{Claim, Class, PodSpec};
+use crate::sweep::LABEL;
 
 /// The body of a case.
 pub type Body = for<'a> fn(&'a Test) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
@@ -38,6 +39,9 @@ macro_rules! case {
 /// How long a pod may take to run: mkfs and image start included, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How long a case may take at most.
+const LONGEST: Duration = Duration::from_secs(600);
+
 /// A test at work.
 pub struct Test {
     /// The cluster.
@@ -55,7 +59,11 @@ pub fn trial((name, body): Case, bed: Option<Arc<Bed>>, runtime: Handle) -> Tria
         let bed = bed.ok_or("the cluster is not up")?;
         let test = Test::new(bed, &name.replace('_', "-"));
         let result = runtime.block_on(test.run(body));
-        result.map_err(|error| format!("{error:?}").into())
+        // Told at once: the summary comes at the end, and not at all where the run is cut off.
+        result.map_err(|error| {
+            println!("   {name}: {error:#}");
+            format!("{error:?}").into()
+        })
     })
 }
 
@@ -72,9 +80,23 @@ impl Test {
     }
 
     async fn run(&self, body: Body) -> Result<()> {
+        let lost = || {
+            self.bed
+                .cluster
+                .lost()
+                .map(|lost| format!("the cluster is lost: {lost}"))
+        };
+        if let Some(lost) = lost() {
+            bail!("not run: {lost}");
+        }
         let begun = Instant::now();
         self.begin().await?;
-        let result = body(self).await;
+        let ended = tokio::time::timeout(LONGEST, body(self)).await;
+        let result = ended.unwrap_or_else(|_| Err(anyhow!("given up after {} s", LONGEST.as_secs())));
+        // Where it is, each further request would wait for a minute.
+        if let (Err(error), Some(lost)) = (&result, lost()) {
+            bail!("{lost}: {error:#}");
+        }
         let told = match &result {
             Ok(()) => String::new(),
             Err(_) => self.tell().await,
@@ -98,7 +120,7 @@ impl Test {
             Ok(namespaces.get_opt(&self.name).await?.is_none().then_some(()))
         })
         .await?;
-        let namespace = serde_json::from_value(json!({"metadata": {"name": self.name}}))?;
+        let namespace = serde_json::from_value(json!({"metadata": {"name": self.name, "labels": {LABEL: ""}}}))?;
         namespaces.create(&PostParams::default(), &namespace).await?;
         Ok(())
     }
@@ -413,6 +435,7 @@ impl Test {
                 "--prefix",
             ],
         ] {
+            let arguments = [arguments.as_slice(), &["--request-timeout=10s"]].concat();
             let text = self
                 .bed
                 .kubectl(&arguments)
@@ -424,7 +447,10 @@ impl Test {
     }
 
     /// Removes everything that a test of this name made: objects, volume groups, what is on its disks.
-    async fn clean(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// Something could not be removed.
+    pub async fn clean(&self) -> Result<()> {
         let namespaces: Api<Namespace> = Api::all(self.client());
         if namespaces.get_opt(&self.name).await?.is_some() {
             let _ = namespaces.delete(&self.name, &DeleteParams::default()).await;

@@ -110,7 +110,10 @@ async fn checksum(node: &Node, disk: &Disk) -> Result<String> {
 
 /// A checksum of all pages of a file that are not zero, with their places. Whether zeros are stored or are a hole is the
 /// business of the machine's file system, which changes its mind.
-fn checksum_of(path: &Path) -> Result<String> {
+///
+/// # Errors
+/// It cannot be read.
+pub fn checksum_of(path: &Path) -> Result<String> {
     let file = File::open(path)?;
     let mut sum = Command::new("sha256sum")
         .stdin(Stdio::piped())

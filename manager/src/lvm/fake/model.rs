@@ -86,7 +86,9 @@ impl Inner {
                 let group = self.writable(&request.volume.group.name)?;
                 let selected =
                     |volume: &&mut LogicalVolume| volume.uuid == request.volume.uuid && is_ours(&volume.tags);
-                if let Some(volume) = group.logical_volumes.iter_mut().find(selected) {
+                let having =
+                    |volume: &&mut LogicalVolume| request.having.as_ref().is_none_or(|tag| volume.tags.contains(tag));
+                if let Some(volume) = group.logical_volumes.iter_mut().find(selected).filter(having) {
                     let touched = |tag: &String| request.delete.contains(tag) || request.add.contains(tag);
                     volume.tags.retain(|tag| !touched(tag));
                     volume.tags.extend(request.add);

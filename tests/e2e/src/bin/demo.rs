@@ -5,9 +5,8 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use quarry_e2e::bed::Bed;
-use quarry_e2e::objects::{Claim, Class, PodSpec, TOOLS};
+use quarry_e2e::objects::{self, Claim, Class, PodSpec};
 use quarry_e2e::test::{PATIENCE, Test};
-use serde_json::json;
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -63,22 +62,7 @@ async fn show(test: &Test) -> Result<()> {
 }
 
 async fn stateful_set(test: &Test, class: &str) -> Result<()> {
-    let set: StatefulSet = serde_json::from_value(json!({
-        "metadata": {"name": "db"},
-        "spec": {
-            "replicas": 3, "podManagementPolicy": "Parallel", "serviceName": "db",
-            "selector": {"matchLabels": {"app": "db"}},
-            "template": {"metadata": {"labels": {"app": "db"}}, "spec": {
-                "terminationGracePeriodSeconds": 0, "automountServiceAccountToken": false,
-                "containers": [{"name": "main", "image": TOOLS, "imagePullPolicy": "Never",
-                    "command": ["sh", "-c", "echo \"written by $(hostname)\" > /data/note && sync && sleep infinity"],
-                    "volumeMounts": [{"name": "data", "mountPath": "/data"}]}],
-            }},
-            "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {
-                "accessModes": ["ReadWriteOnce"], "storageClassName": class,
-                "resources": {"requests": {"storage": "6500Mi"}}}}],
-        },
-    }))?;
+    let set = objects::stateful_set("db", 3, class, "6500Mi")?;
     let sets: Api<StatefulSet> = Api::namespaced(test.client(), &test.name);
     sets.create(&PostParams::default(), &set).await?;
     for ordinal in 0..3 {
@@ -95,11 +79,11 @@ async fn stateful_set(test: &Test, class: &str) -> Result<()> {
     say("Each wrote to its volume, which has exactly its size, and not the node's:");
     for ordinal in 0..3 {
         let pod = format!("db-{ordinal}");
-        let note = test.exec(&pod, &["cat", "/data/note"]).await?;
+        let name = test.exec(&pod, &["cat", "/data/name"]).await?;
         let size = test.exec(&pod, &["df", "-h", "--output=size,fstype", "/data"]).await?;
         println!(
-            "  {pod}: {} ({})",
-            note.trim(),
+            "  {pod}: written by {} ({})",
+            name.trim(),
             size.lines().nth(1).unwrap_or_default().trim()
         );
     }

@@ -1,0 +1,107 @@
+use quarry_crds::{Bytes, Extents};
+
+use super::*;
+use crate::lvm::{CreateGroup, CreateVolume, FakeLvm, GroupRef};
+
+/// Two groups with nothing in them, read once.
+async fn two_groups() -> (Arc<FakeLvm>, Inventory, [GroupRef; 2]) {
+    let lvm = Arc::new(FakeLvm::new(&[
+        ("/dev/sda", Bytes::gib(1)),
+        ("/dev/sdb", Bytes::gib(1)),
+    ]));
+    let mut groups = Vec::new();
+    for (name, device) in [("fast", "/dev/sda"), ("slow", "/dev/sdb")] {
+        let create = CreateGroup {
+            name: name.to_owned(),
+            devices: vec![device.to_owned()],
+            tags: vec![quarry_crds::tags::VERSION_TAG.to_owned()],
+        };
+        groups.push(lvm.create_group(create).await.expect("made").value.reference());
+    }
+    let inventory = Inventory::open(lvm.clone()).await.expect("read");
+    let groups = groups.try_into().expect("two");
+    (lvm, inventory, groups)
+}
+
+fn volume(group: &GroupRef, name: &str) -> CreateVolume {
+    CreateVolume {
+        group: group.clone(),
+        name: name.to_owned(),
+        extents: Extents(1),
+        tags: vec![quarry_crds::tags::VERSION_TAG.to_owned()],
+        devices: Vec::new(),
+    }
+}
+
+/// Names of all volumes that are known.
+fn known(inventory: &Inventory) -> Vec<String> {
+    let state = inventory.get();
+    let volumes = state.groups.iter().flat_map(|group| &group.logical_volumes);
+    volumes.map(|volume| volume.name.clone()).collect()
+}
+
+#[tokio::test]
+async fn a_reading_begun_before_a_mutation_does_not_hide_what_it_made() {
+    let (lvm, inventory, [fast, _]) = two_groups().await;
+    let release = lvm.hold_next_read();
+    let begun = inventory.clone();
+    let reading = tokio::spawn(async move { begun.refresh().await.expect("read") });
+    // The reading takes the lock before it begins, and is held after that.
+    while inventory.reading.try_lock().is_ok() {
+        tokio::task::yield_now().await;
+    }
+    let done = lvm.create_volume(volume(&fast, "pvc-a")).await.expect("made");
+    inventory.set(done.state);
+    drop(release);
+    let refreshed = reading.await.expect("ended");
+    assert_eq!(known(&inventory), ["pvc-a"]);
+    assert_eq!(*refreshed, *inventory.get());
+}
+
+#[tokio::test]
+async fn of_two_mutations_the_later_reading_stays() {
+    let (lvm, inventory, [fast, slow]) = two_groups().await;
+    let release = lvm.hold_next_read();
+    let creating = lvm.clone();
+    let first = tokio::spawn(async move { creating.create_volume(volume(&fast, "pvc-a")).await });
+    while lvm.by_hand(|state| state.groups[0].logical_volumes.is_empty()) {
+        tokio::task::yield_now().await;
+    }
+    let second = lvm.create_volume(volume(&slow, "pvc-b")).await.expect("made");
+    inventory.set(second.state);
+    drop(release);
+    inventory.set(first.await.expect("ended").expect("made").state);
+    assert_eq!(known(&inventory), ["pvc-a", "pvc-b"]);
+}
+
+#[tokio::test]
+async fn a_later_reading_replaces_an_earlier_one_and_only_changes_are_told() {
+    let (lvm, inventory, [fast, _]) = two_groups().await;
+    let mut changes = inventory.changes();
+    inventory.refresh().await.expect("read");
+    assert!(!changes.has_changed().expect("open"));
+    let done = lvm.create_volume(volume(&fast, "pvc-a")).await.expect("made");
+    inventory.set(done.state);
+    assert!(changes.has_changed().expect("open"));
+    changes.mark_unchanged();
+    lvm.by_hand(|state| state.groups[0].logical_volumes.clear());
+    inventory.refresh().await.expect("read");
+    assert!(changes.has_changed().expect("open") && known(&inventory).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn disks_are_looked_at_again_also_where_nothing_of_lvm_changed() {
+    let (_, inventory, _) = two_groups().await;
+    let (looked, shutdown) = (Arc::new(Notify::new()), Shutdown::new());
+    let events = crate::uevent::BlockEvents::default();
+    let kept = tokio::spawn(inventory.keep(events.clone(), looked.clone(), shutdown.clone()));
+    for _ in 0..2 {
+        let told = tokio::time::timeout(RECHECK + SETTLE, looked.notified()).await;
+        told.expect("now and then, whatever happens");
+    }
+    events.tell();
+    let told = tokio::time::timeout(SETTLE * 2, looked.notified()).await;
+    told.expect("soon after an event of the kernel");
+    shutdown.ask();
+    kept.await.expect("ended");
+}

@@ -1,0 +1,179 @@
+//! Disks and wiping that are pretended, and the log of everything that happens.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use quarry_crds::tags::VolumeTags;
+use quarry_crds::volume_group::{DiskStanding, ListedDisk};
+use tokio::sync::oneshot;
+
+use super::bench::{DEVICE, SECOND_DEVICE, SECOND_DISK};
+use crate::context::{Disks, Listing, Probed, Wiper};
+use crate::lvm::{FakeLvm, LogicalVolume, State, VolumeGroup};
+
+/// What happened, in order: requests, LVM's mutations, wipes.
+#[derive(Clone, Default)]
+pub struct Log(Arc<Mutex<(Vec<String>, usize)>>);
+
+impl Log {
+    pub fn lock(&self) -> MutexGuard<'_, (Vec<String>, usize)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// LVM keeps a journal of its own, which is taken over whenever anything else happens.
+    pub fn take_over(&self, lvm: &FakeLvm) {
+        let (lines, seen) = &mut *self.lock();
+        let journal = lvm.journal();
+        lines.extend(
+            journal
+                .iter()
+                .skip(*seen)
+                .map(|mutation| line(&format!("{mutation:?}"))),
+        );
+        *seen = journal.len();
+    }
+
+    pub fn add(&self, lvm: &FakeLvm, line: String) {
+        self.take_over(lvm);
+        self.lock().0.push(line);
+    }
+}
+
+/// Such as `CreateVolume pvc-u-1`, of the debug form of a mutation.
+fn line(mutation: &str) -> String {
+    let operation = mutation.split(['(', ' ']).next().unwrap_or_default();
+    // The first name is that of the group.
+    let name = mutation
+        .split("name: \"")
+        .nth(2)
+        .and_then(|rest| rest.split('"').next());
+    format!("{operation} {}", name.unwrap_or_default())
+        .trim_end()
+        .to_owned()
+}
+
+/// Says of the one disk what it was told.
+#[derive(Default)]
+pub struct Probe(Mutex<Said>);
+
+/// What is said of it.
+#[derive(Default)]
+pub struct Said {
+    /// What is wrong with it.
+    pub fault: Option<String>,
+    /// Whether the devices of volumes lead to a disk that was there before.
+    pub stale: bool,
+}
+
+impl Probe {
+    pub fn lock(&self) -> MutexGuard<'_, Said> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Disks for Probe {
+    fn probe(&self, listings: Vec<Listing>, lvm: Arc<State>) -> BoxFuture<'_, Vec<Probed>> {
+        let of = |listing: Listing| {
+            let device = if listing.path == SECOND_DISK {
+                SECOND_DEVICE
+            } else {
+                DEVICE
+            };
+            let mut pvs = lvm.groups.iter().flat_map(|group| &group.physical_volumes);
+            let member = pvs.find(|pv| pv.device.as_deref() == Some(device));
+            Probed {
+                disk: ListedDisk {
+                    path: listing.path,
+                    device: Some(device.to_owned()),
+                    standing: member.map_or(DiskStanding::Blank, |pv| DiskStanding::Member {
+                        physical_volume: pv.uuid.clone(),
+                    }),
+                },
+                serial: None,
+                model: None,
+                rotational: None,
+                size: None,
+            }
+        };
+        futures::future::ready(listings.into_iter().map(of).collect()).boxed()
+    }
+
+    fn of_model(&self, _: String) -> BoxFuture<'_, Vec<String>> {
+        futures::future::ready(Vec::new()).boxed()
+    }
+
+    fn fault(&self, _: String) -> BoxFuture<'_, Option<String>> {
+        futures::future::ready(self.lock().fault.clone()).boxed()
+    }
+
+    fn stands_on(&self, _: (u32, u32), _: &[(u32, u32)]) -> Option<bool> {
+        Some(!self.lock().stale)
+    }
+}
+
+/// Wipes nothing, and says who holds a volume as it was told.
+pub struct FakeWiper {
+    log: Log,
+    lvm: Arc<FakeLvm>,
+    fail: Mutex<Option<String>>,
+    held_by: Mutex<Vec<String>>,
+    /// The next wipe ends when this is sent or dropped.
+    hold: Mutex<Option<oneshot::Receiver<()>>>,
+    /// What the next wipes were told of the volume: its tags.
+    pub told: Mutex<Vec<VolumeTags>>,
+}
+
+impl FakeWiper {
+    pub fn new(log: Log, lvm: Arc<FakeLvm>) -> Self {
+        Self {
+            log,
+            lvm,
+            fail: Mutex::default(),
+            held_by: Mutex::default(),
+            hold: Mutex::default(),
+            told: Mutex::default(),
+        }
+    }
+
+    /// The next wipe fails so.
+    pub fn fail_next(&self, why: &str) {
+        *self.fail.lock().expect("not poisoned") = Some(why.to_owned());
+    }
+
+    pub fn set_holders(&self, holders: &[&str]) {
+        *self.held_by.lock().expect("not poisoned") = holders.iter().map(|holder| (*holder).to_owned()).collect();
+    }
+
+    /// The next wipe takes until the result is dropped.
+    pub fn hold_next(&self) -> oneshot::Sender<()> {
+        let (release, held) = oneshot::channel();
+        *self.hold.lock().expect("not poisoned") = Some(held);
+        release
+    }
+
+    fn wipe(&self, what: &str, volume: &LogicalVolume, tags: VolumeTags) -> BoxFuture<'_, Result<(), String>> {
+        self.log.add(&self.lvm, format!("{what} {}", volume.name));
+        self.told.lock().expect("not poisoned").push(tags);
+        let fail = self.fail.lock().expect("not poisoned").take();
+        let result = fail.map_or(Ok(()), Err);
+        match self.hold.lock().expect("not poisoned").take() {
+            Some(held) => held.map(|_| result).boxed(),
+            None => futures::future::ready(result).boxed(),
+        }
+    }
+}
+
+impl Wiper for FakeWiper {
+    fn wipe_new(&self, _: VolumeGroup, volume: LogicalVolume, tags: VolumeTags) -> BoxFuture<'_, Result<(), String>> {
+        self.wipe("wipe new", &volume, tags)
+    }
+
+    fn wipe_old(&self, _: VolumeGroup, volume: LogicalVolume, tags: VolumeTags) -> BoxFuture<'_, Result<(), String>> {
+        self.wipe("wipe old", &volume, tags)
+    }
+
+    fn holders(&self, _: VolumeGroup, _: LogicalVolume) -> BoxFuture<'_, Vec<String>> {
+        futures::future::ready(self.held_by.lock().expect("not poisoned").clone()).boxed()
+    }
+}

@@ -1,0 +1,112 @@
+//! Volumes that were handed out are marked so, one after another, whatever becomes of the one before.
+
+use std::time::Duration;
+
+use quarry_crds::tags::{VolumeState, VolumeTags};
+use quarry_process::Shutdown;
+
+use super::bench::*;
+use super::provisioning::tags;
+use crate::lvm::VolumeRef;
+use crate::lvm::fake::Fault;
+use crate::ready_tags::{self, ReadyTags};
+
+/// A volume that is `creating`.
+async fn made(bench: &Bench, uid: &str) -> VolumeRef {
+    let volume = bench.make(&format!("pvc-{uid}"), 10, tags(uid)).await;
+    bench.lvm.by_hand(|state| state.groups[0].reference_to(&volume))
+}
+
+/// Marks these volumes, one after another.
+async fn mark(bench: &Bench, volumes: &[&VolumeRef]) {
+    let (queue, waiting) = ReadyTags::new();
+    for volume in volumes {
+        queue.mark((*volume).clone());
+    }
+    drop(queue);
+    ready_tags::run(
+        waiting,
+        bench.lvm.clone(),
+        bench.context.inventory.clone(),
+        Shutdown::new(),
+    )
+    .await;
+}
+
+/// The states of all volumes that are known.
+fn states(bench: &Bench) -> Vec<VolumeState> {
+    let state = bench.context.inventory.get();
+    let volumes = state.groups.iter().flat_map(|group| &group.logical_volumes);
+    volumes
+        .map(|volume| VolumeTags::parse(&volume.tags).expect("ours").state)
+        .collect()
+}
+
+#[tokio::test]
+async fn creating_becomes_ready_and_is_known_to_be() {
+    let bench = Bench::new().await;
+    let volume = made(&bench, "u-1").await;
+    mark(&bench, &[&volume]).await;
+    assert_eq!(bench.log(), ["ChangeTags pvc-u-1"]);
+    assert_eq!(states(&bench), [VolumeState::Ready]);
+    // The rest of the tags is as it was.
+    let [volume] = bench.volumes().try_into().expect("one");
+    let read = VolumeTags::parse(&volume.tags).expect("ours");
+    let made = VolumeTags::parse(&tags("u-1")).expect("ours");
+    assert_eq!(
+        read,
+        VolumeTags {
+            state: VolumeState::Ready,
+            ..made
+        }
+    );
+}
+
+#[tokio::test]
+async fn twice_is_as_good_as_once() {
+    let bench = Bench::new().await;
+    let volume = made(&bench, "u-1").await;
+    mark(&bench, &[&volume, &volume]).await;
+    assert_eq!(states(&bench), [VolumeState::Ready]);
+}
+
+#[tokio::test]
+async fn one_that_cannot_be_marked_holds_up_no_other() {
+    let bench = Bench::new().await;
+    let volumes = [made(&bench, "u-1").await, made(&bench, "u-2").await];
+    bench.fault(Fault::Refuse);
+    mark(&bench, &[&volumes[0], &volumes[1]]).await;
+    assert_eq!(states(&bench), [VolumeState::Creating, VolumeState::Ready]);
+    // Gone in the meantime.
+    bench.lvm.by_hand(|state| {
+        state.groups[0]
+            .logical_volumes
+            .retain(|volume| volume.name != "pvc-u-1")
+    });
+    let third = made(&bench, "u-3").await;
+    mark(&bench, &[&volumes[0], &third]).await;
+    assert_eq!(states(&bench), [VolumeState::Ready, VolumeState::Ready]);
+}
+
+#[tokio::test]
+async fn a_volume_that_is_not_ours_is_not_changed() {
+    let bench = Bench::new().await;
+    let volume = made(&bench, "u-1").await;
+    bench
+        .lvm
+        .by_hand(|state| state.groups[0].logical_volumes[0].tags = vec!["backup=no".to_owned()]);
+    mark(&bench, &[&volume]).await;
+    assert_eq!(bench.volumes()[0].tags, ["backup=no"]);
+}
+
+#[tokio::test]
+async fn it_ends_when_it_is_told_to() {
+    let bench = Bench::new().await;
+    let (_queue, waiting) = ReadyTags::new();
+    let shutdown = Shutdown::new();
+    shutdown.ask();
+    let running = ready_tags::run(waiting, bench.lvm.clone(), bench.context.inventory.clone(), shutdown);
+    tokio::time::timeout(Duration::from_secs(60), running)
+        .await
+        .expect("ended");
+}

@@ -1,0 +1,71 @@
+//! Has kube-scheduler look again at pods that wait for local storage, once there is more of it. It knows nothing of a
+//! NodeLocalStorage; a change of a Node it knows (kube-scheduler's event `UpdateNodeAnnotation`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::jiff::Timestamp;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use quarry_process::Shutdown;
+use serde_json::json;
+use tokio::sync::Notify;
+
+use crate::context::Context;
+
+/// The extender has seen new figures by then. Where kube-scheduler was woken by the deletion of a volume, it may have
+/// asked before.
+const AFTER: Duration = Duration::from_millis(500);
+/// At most this long between attempts.
+const LONGEST: Duration = Duration::from_secs(16);
+/// On a node: when its free local storage grew last.
+const SPACE_ANNOTATION: &str = "quarry.dev/space-returned";
+
+/// Space that came back, of which kube-scheduler was not told yet.
+#[derive(Debug, Clone, Default)]
+pub struct Wake(Arc<Notify>);
+
+impl Wake {
+    /// More is free than before, or may be: kube-scheduler will be told once, however often this was called.
+    pub fn owe(&self) {
+        self.0.notify_one();
+    }
+}
+
+/// Tells kube-scheduler whenever that is owed, and again until the API server has taken it.
+pub async fn run(context: Arc<Context>, shutdown: Shutdown) {
+    loop {
+        tokio::select! {
+            () = context.wake.0.notified() => {}
+            () = shutdown.wait() => return,
+        }
+        let mut delay = AFTER;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = shutdown.wait() => return,
+            }
+            crash_point!("wake-before-annotation");
+            match touch(&context).await {
+                Ok(()) => break,
+                // The node is gone, and nothing is placed on it.
+                Err(kube::Error::Api(status)) if status.is_not_found() => break,
+                Err(error) => {
+                    tracing::warn!(%error, "waiting pods were not woken; it is tried again");
+                    delay = (delay * 2).min(LONGEST);
+                }
+            }
+        }
+    }
+}
+
+/// Touches this node.
+async fn touch(context: &Context) -> Result<(), kube::Error> {
+    let patch = json!({"metadata": {"annotations": {SPACE_ANNOTATION: Timestamp::now().to_string()}}});
+    let nodes: Api<Node> = Api::all(context.client.clone());
+    nodes
+        .patch_metadata(&context.node, &PatchParams::default(), &Patch::Merge(patch))
+        .await?;
+    Ok(())
+}

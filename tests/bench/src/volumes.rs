@@ -1,0 +1,505 @@
+//! Volumes on the true cluster: how long they take beside LVM alone in the same run, how many LVM commands and requests to
+//! the API server they cost, and what the manager needs for them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use futures::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, ResourceExt};
+use quarry_crds::names::{BETA_STORAGE_PROVISIONER, PROVISIONER, SELECTED_NODE, STORAGE_PROVISIONER};
+use quarry_e2e::bed::{Bed, NAMESPACE};
+use quarry_e2e::objects::{Claim, PodSpec};
+use quarry_e2e::test::Test;
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::figure::{Figure, Goal};
+use crate::index::resident_of;
+use crate::samples::Samples;
+
+/// How many volumes are made, one after another.
+const ROUNDS: usize = 20;
+/// How many claims are given to a node at once.
+const AT_ONCE: usize = 100;
+/// The node that they are made on.
+const NODE: &str = "node2";
+/// For how long it is counted what is written while nothing happens.
+const REST: Duration = Duration::from_secs(90);
+/// How long changes take to be written, at most, after the last of them.
+const SETTLED: Duration = Duration::from_secs(8);
+
+/// When something was first seen, by what it is.
+type Seen = Arc<Mutex<HashMap<String, Instant>>>;
+
+/// The figures.
+///
+/// # Errors
+/// The cluster did not come up, or a volume was not made.
+pub async fn figures(figures: &mut Vec<Figure>) -> Result<()> {
+    let bed = Bed::up().await?;
+    let audit = Audit(bed.cluster.audit(true).await?);
+    let test = Test::new(bed.clone(), "bench");
+    let result = async {
+        test.begin().await?;
+        measure(&test, &audit, figures).await
+    }
+    .await;
+    let cleaned = test.end().await;
+    bed.cluster.audit(false).await?;
+    result.and(cleaned)
+}
+
+async fn measure(test: &Test, audit: &Audit, figures: &mut Vec<Figure>) -> Result<()> {
+    let class = test.simple_class("a", 1).await?;
+    let seen = Seen::default();
+    watch::<PersistentVolumeClaim>(test.claims(), seen.clone(), |claim| {
+        quarry_crds::claim::selected_node(claim).map(|_| format!("selected {}", claim.name_any()))
+    });
+    watch::<PersistentVolume>(test.volumes(), seen.clone(), |volume| {
+        let claim = volume.spec.as_ref()?.claim_ref.as_ref()?.name.clone()?;
+        Some(format!("volume {claim}"))
+    });
+    watch::<Pod>(test.pods(), seen.clone(), |pod| {
+        let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+        let ready = conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
+        ready.then(|| format!("ready {}", pod.name_any()))
+    });
+    tokio::time::sleep(SETTLED).await;
+    figures.extend(one_by_one(test, &class, &seen, audit).await?);
+    figures.extend(at_once(test, &class, &seen).await?);
+    Ok(())
+}
+
+/// Volumes one after another, each beside a raw one; then rest; then all of them removed.
+async fn one_by_one(test: &Test, class: &str, seen: &Seen, audit: &Audit) -> Result<Vec<Figure>> {
+    let (mut made, mut ran, mut raw, mut agent) = (
+        Samples::default(),
+        Samples::default(),
+        Samples::default(),
+        Samples::default(),
+    );
+    let (commands, written) = (metrics(test).await?, audit.count()?);
+    for round in 0..ROUNDS {
+        let name = format!("round{round}");
+        test.claim(Claim::new(&name, class, "64Mi")).await?;
+        let created = Instant::now();
+        test.pod(PodSpec::new(&name).claim(&name, false).on(NODE)).await?;
+        test.running(&name).await?;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let ready = at(seen, &format!("ready {name}")).context("the pod was not seen ready")?;
+        let selected = at(seen, &format!("selected {name}")).context("the claim was not seen selected")?;
+        let volume = at(seen, &format!("volume {name}")).context("the volume was not seen")?;
+        made.add(volume.saturating_duration_since(selected));
+        ran.add(ready.duration_since(created));
+    }
+    tokio::time::sleep(SETTLED).await;
+    let (commands_made, written_made) = (metrics(test).await?, audit.count()?);
+    // While no volume of Quarry is being made, so that neither waits for the other's lock.
+    for round in 0..ROUNDS {
+        raw.add(raw_lvcreate(test, class, round).await?);
+        agent.add(nothing(test).await?);
+    }
+    let with_few = resident(test, "quarry-manager").await?;
+    let extender = resident(test, "quarry-extender").await?;
+    tokio::time::sleep(SETTLED).await;
+    let resting = audit.count()?;
+    tokio::time::sleep(REST).await;
+    let rested = difference(&audit.count()?, &resting);
+    let (commands_before, written_before) = (metrics(test).await?, audit.count()?);
+    remove_all(test).await?;
+    tokio::time::sleep(SETTLED).await;
+    let (commands_removed, written_removed) = (metrics(test).await?, audit.count()?);
+
+    let ratio = made.percentile(50) / raw.percentile(50);
+    let ms = |samples: &mut Samples| samples.percentile(50) / 1000.0;
+    let mut figures = vec![
+        Figure::new(
+            "claim selected to its node → PersistentVolume: median of 20",
+            ms(&mut made),
+            "ms",
+        ),
+        Figure::new(
+            "raw lvcreate with the same options on that node: median of 20",
+            ms(&mut raw),
+            "ms",
+        ),
+        Figure::new(
+            "a command that does nothing on that node, in both of these",
+            ms(&mut agent),
+            "ms",
+        ),
+        Figure::new("claim selected → PersistentVolume, beside raw lvcreate", ratio, "×").goal(Goal::AtMost(1.5)),
+        Figure::new(
+            "pod created → Ready, with a new ext4 volume: median of 20",
+            ms(&mut ran),
+            "ms",
+        ),
+        Figure::new("manager, resident with 20 volumes", with_few, "MiB"),
+        Figure::new("extender, resident with 20 volumes", extender, "MiB"),
+    ];
+    let count = ROUNDS as f64;
+    let made = difference(&commands_made.counts, &commands.counts);
+    let removed = difference(&commands_removed.counts, &commands_before.counts);
+    let mut took = difference(&commands_made.seconds, &commands.seconds);
+    took.values_mut().for_each(|seconds| *seconds *= 1000.0);
+    let whole = took.get(PROVISION).copied().unwrap_or_default() / count;
+    figures.push(Figure::new(
+        "of that the manager, from seeing the claim to its PersistentVolume: mean",
+        whole,
+        "ms",
+    ));
+    let in_commands = sum(&took, |what| what != PROVISION) / count;
+    let text = format!(
+        "commands, per volume made, those of passes after it included ({} ms)",
+        list(&took, count)
+    );
+    figures.push(Figure::new(text, in_commands, "ms"));
+    for (what, difference) in [("made", &made), ("removed", &removed)] {
+        let changing = sum(difference, |command| command != PROVISION && !is_reading(command)) / count;
+        let text = format!(
+            "LVM commands that change something, per volume {what} ({})",
+            list(difference, count)
+        );
+        // One that makes it and one that removes it; what wipes it is counted apart.
+        figures.push(Figure::new(text, changing, "").goal(Goal::AtMost(1.0)));
+        let all = sum(difference, |command| command != PROVISION) / count;
+        figures.push(Figure::new(format!("all commands, per volume {what}"), all, ""));
+    }
+    let life = merge(
+        &difference(&written_made, &written),
+        &difference(&written_removed, &written_before),
+    );
+    let per_volume = sum(&life, |what| !what.ends_with(" leases")) / count;
+    let text = format!("API writes of ours in the life of a volume ({})", list(&life, count));
+    figures.push(Figure::new(text, per_volume, "").goal(Goal::AtMost(6.0)));
+    let nodes = test.bed.cluster.nodes().len() as f64;
+    let per_minute = sum(&rested, |what| !what.ends_with(" leases")) / nodes / (REST.as_secs_f64() / 60.0);
+    let text = format!(
+        "API writes at rest, a minute and node, beside the Leases ({})",
+        list(&rested, 1.0)
+    );
+    figures.push(Figure::new(text, per_minute, "").goal(Goal::AtMost(0.0)));
+    Ok(figures)
+}
+
+/// A hundred claims given to one node at once, beside a hundred raw volumes one after another.
+async fn at_once(test: &Test, class: &str, seen: &Seen) -> Result<Vec<Figure>> {
+    let begun = Instant::now();
+    let claims: Vec<_> = (0..AT_ONCE)
+        .map(|at| selected_claim(&format!("many{at}"), class))
+        .collect();
+    let all = test.claims();
+    stream::iter(claims)
+        .map(|claim| {
+            let all = all.clone();
+            async move { all.create(&PostParams::default(), &claim?).await.context("a claim") }
+        })
+        .buffer_unordered(20)
+        .try_collect::<Vec<_>>()
+        .await?;
+    let created = begun.elapsed().as_secs_f64();
+    test.wait("every claim has its volume", Duration::from_secs(300), || async {
+        let last = (0..AT_ONCE).map(|at| self::at(seen, &format!("volume many{at}")));
+        Ok(last.collect::<Option<Vec<_>>>())
+    })
+    .await?;
+    let last = (0..AT_ONCE)
+        .filter_map(|at| self::at(seen, &format!("volume many{at}")))
+        .max();
+    let ours = last.context("no volume")?.duration_since(begun).as_secs_f64();
+    tokio::time::sleep(SETTLED).await;
+    let with_many = resident(test, "quarry-manager").await?;
+    let storages = test.storages_of(class).await?;
+    let storage = storages.into_iter().find(|storage| storage.spec.node_name == NODE);
+    let mut storage = storage.context("no NodeLocalStorage")?;
+    let mut size = serde_json::to_vec(&storage)?.len() as f64;
+    let shown = format!("NodeLocalStorage as stored, with {AT_ONCE} volumes");
+    let with_all = Figure::new(shown, size, "bytes");
+    if let Some(status) = &mut storage.status {
+        status.volumes = 1_000;
+        size = serde_json::to_vec(&storage)?.len() as f64;
+    }
+    remove_all(test).await?;
+    let begun = Instant::now();
+    for round in 0..AT_ONCE {
+        make_raw(test, class, round).await?;
+    }
+    let raw = begun.elapsed().as_secs_f64();
+    for round in 0..AT_ONCE {
+        remove_raw(test, class, round).await?;
+    }
+    let count = AT_ONCE as f64;
+    Ok(vec![
+        Figure::new("100 claims at once: until the last was created", created, "s"),
+        Figure::new("100 claims at once: until the last had its PersistentVolume", ours, "s"),
+        Figure::new("100 raw lvcreate one after another", raw, "s"),
+        Figure::new(
+            "volumes a second, beside raw lvcreate",
+            (count / ours) / (count / raw),
+            "×",
+        )
+        .goal(Goal::AtLeast(0.9)),
+        Figure::new("manager, resident with 100 volumes", with_many, "MiB").goal(Goal::AtMost(15.0)),
+        with_all,
+        Figure::new("the same, its count of volumes set to 1,000", size, "bytes").goal(Goal::AtMost(4096.0)),
+    ])
+}
+
+/// A claim that kube-scheduler and kube-controller-manager are done with: the manager alone is waited for.
+fn selected_claim(name: &str, class: &str) -> Result<PersistentVolumeClaim> {
+    let mut claim = Claim::new(name, class, "64Mi");
+    claim.0["metadata"]["annotations"] = json!({
+        SELECTED_NODE: NODE, STORAGE_PROVISIONER: PROVISIONER, BETA_STORAGE_PROVISIONER: PROVISIONER,
+    });
+    claim.object()
+}
+
+/// Deletes all pods and claims, and waits until their volumes are gone.
+async fn remove_all(test: &Test) -> Result<()> {
+    let none = ListParams::default();
+    test.pods()
+        .delete_collection(&DeleteParams::default().grace_period(0), &none)
+        .await?;
+    test.claims().delete_collection(&DeleteParams::default(), &none).await?;
+    test.wait("the volumes are gone", Duration::from_secs(300), || async {
+        Ok(test
+            .volumes()
+            .list(&ListParams::default())
+            .await?
+            .items
+            .is_empty()
+            .then_some(()))
+    })
+    .await
+}
+
+fn note(seen: &Seen, what: String) {
+    seen.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .entry(what)
+        .or_insert_with(Instant::now);
+}
+
+fn at(seen: &Seen, what: &str) -> Option<Instant> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner).get(what).copied()
+}
+
+/// Watches a kind and notes what `describe` says of each object as soon as it says so.
+fn watch<K>(api: Api<K>, seen: Seen, describe: fn(&K) -> Option<String>)
+where
+    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
+{
+    tokio::spawn(async move {
+        let mut stream = pin!(
+            watcher(api, watcher::Config::default())
+                .default_backoff()
+                .applied_objects()
+        );
+        loop {
+            match stream.try_next().await {
+                Ok(Some(object)) => {
+                    describe(&object).into_iter().for_each(|what| note(&seen, what));
+                }
+                Ok(None) => return,
+                Err(error) => eprintln!("bench: a watch was interrupted: {error}"),
+            }
+        }
+    });
+}
+
+/// How long LVM itself takes for the same volume, through the node's agent.
+async fn raw_lvcreate(test: &Test, group: &str, round: usize) -> Result<Duration> {
+    let begun = Instant::now();
+    make_raw(test, group, round).await?;
+    let took = begun.elapsed();
+    remove_raw(test, group, round).await?;
+    Ok(took)
+}
+
+async fn make_raw(test: &Test, group: &str, round: usize) -> Result<()> {
+    let name = format!("raw{round}");
+    let argv = [
+        "lvcreate", "-q", "-l", "16", "-n", &name, "-Wy", "-Zy", "-y", "--addtag", "raw", group,
+    ];
+    test.bed.node(NODE)?.run_ok(argv).await?;
+    Ok(())
+}
+
+async fn remove_raw(test: &Test, group: &str, round: usize) -> Result<()> {
+    let volume = format!("{group}/raw{round}");
+    test.bed.node(NODE)?.run_ok(["lvremove", "-q", "-f", &volume]).await?;
+    Ok(())
+}
+
+/// What the node's agent itself takes.
+async fn nothing(test: &Test) -> Result<Duration> {
+    let begun = Instant::now();
+    test.bed.node(NODE)?.run_ok(["true"]).await?;
+    Ok(begun.elapsed())
+}
+
+/// Resident memory of a program on the node, in MiB.
+async fn resident(test: &Test, program: &str) -> Result<f64> {
+    let node = test.bed.node(NODE)?;
+    let pids = node.run_ok(["pgrep", "-x", program]).await?;
+    let pid = pids.split_whitespace().next().context("it does not run")?.to_owned();
+    let status = node.run_ok(["cat", &format!("/proc/{pid}/status")]).await?;
+    resident_of(&status)
+}
+
+/// What the manager of the node says of itself: how many commands it has run, and for how many seconds, by command; and
+/// how many volumes it has made, and for how many seconds.
+struct Metrics {
+    counts: BTreeMap<String, f64>,
+    seconds: BTreeMap<String, f64>,
+}
+
+impl Metrics {
+    fn read(text: &str) -> Result<Self> {
+        let (mut counts, mut seconds) = (BTreeMap::new(), BTreeMap::new());
+        for line in text.lines() {
+            let of = |kind: &str| line.strip_prefix(&format!("quarry_lvm_command_seconds_{kind}{{"));
+            let (rest, sums) = match (of("count"), of("sum")) {
+                (Some(rest), _) => (rest, &mut counts),
+                (_, Some(rest)) => (rest, &mut seconds),
+                _ => continue,
+            };
+            let (labels, value) = rest.rsplit_once(' ').context("a metric without a value")?;
+            let command = labels
+                .split("command=\"")
+                .nth(1)
+                .and_then(|rest| rest.split('"').next());
+            let command = command.context("a metric without its command")?.to_owned();
+            *sums.entry(command).or_default() += value.parse::<f64>()?;
+        }
+        for (kind, sums) in [("count", &mut counts), ("sum", &mut seconds)] {
+            let name = format!("quarry_provision_seconds_{kind} ");
+            let value = text.lines().find_map(|line| line.strip_prefix(&name));
+            sums.insert(PROVISION.to_owned(), value.unwrap_or("0").parse()?);
+        }
+        Ok(Self { counts, seconds })
+    }
+}
+
+/// Under this name, what a volume takes as a whole is kept beside the commands.
+const PROVISION: &str = "provision";
+
+async fn metrics(test: &Test) -> Result<Metrics> {
+    let pod = test.pod_of_ours("quarry-manager", NODE).await?.name_any();
+    let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}:9897/proxy/metrics");
+    Metrics::read(&test.bed.kubectl(&["get", "--raw", &path]).await?)
+}
+
+/// Whether a command reads only.
+fn is_reading(command: &str) -> bool {
+    ![
+        "lvcreate", "lvremove", "lvchange", "lvextend", "vgchange", "vgcreate", "vgextend", "vgremove", "pvcreate",
+    ]
+    .iter()
+    .any(|changing| command.contains(changing))
+}
+
+/// What kube-apiserver wrote down of our requests.
+struct Audit(PathBuf);
+
+impl Audit {
+    /// How many objects Quarry has written since the log began, by verb and resource.
+    fn count(&self) -> Result<BTreeMap<String, f64>> {
+        count(&self.0)
+    }
+}
+
+fn count(log: &Path) -> Result<BTreeMap<String, f64>> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Line {
+        verb: String,
+        object_ref: Option<Object>,
+    }
+    #[derive(Deserialize)]
+    struct Object {
+        resource: Option<String>,
+        subresource: Option<String>,
+    }
+    let mut counts = BTreeMap::new();
+    for line in std::fs::read_to_string(log)?.lines() {
+        let line: Line = serde_json::from_str(line)?;
+        let object = line.object_ref.context("a request without an object")?;
+        let resource = object.resource.unwrap_or_default();
+        let resource = object
+            .subresource
+            .map_or(resource.clone(), |sub| format!("{resource}/{sub}"));
+        *counts.entry(format!("{} {resource}", line.verb)).or_default() += 1.0;
+    }
+    Ok(counts)
+}
+
+fn difference(after: &BTreeMap<String, f64>, before: &BTreeMap<String, f64>) -> BTreeMap<String, f64> {
+    after
+        .iter()
+        .map(|(what, count)| (what.clone(), count - before.get(what).copied().unwrap_or_default()))
+        .filter(|(_, count)| *count > 0.0)
+        .collect()
+}
+
+fn merge(one: &BTreeMap<String, f64>, other: &BTreeMap<String, f64>) -> BTreeMap<String, f64> {
+    let mut sum = one.clone();
+    for (what, count) in other {
+        *sum.entry(what.clone()).or_default() += count;
+    }
+    sum
+}
+
+fn sum(counts: &BTreeMap<String, f64>, of: impl Fn(&str) -> bool) -> f64 {
+    counts.iter().filter(|(what, _)| of(what)).map(|(_, count)| count).sum()
+}
+
+fn list(counts: &BTreeMap<String, f64>, of: f64) -> String {
+    let each: Vec<_> = counts
+        .iter()
+        .map(|(what, count)| format!("{what} {:.2}", count / of))
+        .collect();
+    each.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_summed_by_command() {
+        let text = "quarry_lvm_command_seconds_sum{command=\"lvcreate\",outcome=\"ok\"} 0.5\n\
+            quarry_lvm_command_seconds_count{command=\"lvcreate\",outcome=\"ok\"} 2\n\
+            quarry_lvm_command_seconds_count{command=\"lvcreate\",outcome=\"failed\"} 1\n\
+            quarry_provision_seconds_sum 0.75\nquarry_provision_seconds_count 2\n";
+        let metrics = Metrics::read(text).expect("metrics");
+        assert_eq!(list(&metrics.counts, 1.0), "lvcreate 3.00, provision 2.00");
+        assert_eq!(list(&metrics.seconds, 1.0), "lvcreate 0.50, provision 0.75");
+    }
+
+    #[test]
+    fn lines_of_the_audit_are_counted_by_what_was_written() {
+        let folder = std::env::temp_dir().join(format!("quarry-bench-{}", std::process::id()));
+        let lines = [
+            r#"{"verb":"patch","objectRef":{"resource":"nodelocalstorages","subresource":"status"}}"#,
+            r#"{"verb":"create","objectRef":{"resource":"persistentvolumes"}}"#,
+            r#"{"verb":"create","objectRef":{"resource":"persistentvolumes"}}"#,
+        ];
+        std::fs::write(&folder, lines.join("\n")).expect("a file");
+        let counts = count(&folder).expect("counts");
+        std::fs::remove_file(&folder).expect("removed");
+        assert_eq!(
+            list(&counts, 2.0),
+            "create persistentvolumes 1.00, patch nodelocalstorages/status 0.50"
+        );
+        assert!((sum(&counts, |what| what.ends_with("persistentvolumes")) - 2.0).abs() < 0.01);
+        assert!(difference(&counts, &counts).is_empty());
+    }
+}
