@@ -102,17 +102,7 @@ async fn two_schedulers_share_one_extender(test: &Test) -> Result<()> {
     test.bed.cluster.start(Process::SecondScheduler).await?;
     let result = fill_exactly(test, &burst).await;
     test.bed.cluster.stop(Process::SecondScheduler).await?;
-    let filled = result?;
-    // Each of them has placed its own.
-    for scheduler in burst.schedulers {
-        let params = ListParams::default().fields(&format!("spec.schedulerName={scheduler}"));
-        let pods = test.pods().list(&params).await?.items;
-        ensure!(
-            2 * pods.len() == filled.pods && pods.iter().all(is_placed),
-            "{scheduler}"
-        );
-    }
-    Ok(())
+    result.map(drop)
 }
 
 async fn a_scheduler_killed_in_a_burst(test: &Test) -> Result<()> {
@@ -177,6 +167,7 @@ pub async fn fill_exactly(test: &Test, burst: &Burst) -> Result<Filled> {
     );
     ensure!(seen.over.is_empty(), "promised more than there is: {:?}", seen.over);
     classes.full(test, burst).await?;
+    each_scheduler_placed_its_own(test, burst, filled.pods).await?;
     if burst.meanwhile == Meanwhile::ExtenderRestarts {
         let now = self::extenders(test, burst).await?;
         ensure!(
@@ -186,6 +177,21 @@ pub async fn fill_exactly(test: &Test, burst: &Burst) -> Result<Filled> {
     }
     leave(test).await?;
     Ok(filled)
+}
+
+/// Expects the pods to be shared out evenly among the schedulers of the burst, all of them placed.
+async fn each_scheduler_placed_its_own(test: &Test, burst: &Burst, pods: usize) -> Result<()> {
+    for scheduler in &burst.schedulers {
+        let params = ListParams::default().fields(&format!("spec.schedulerName={scheduler}"));
+        let own = test.pods().list(&params).await?.items;
+        let placed = own.iter().filter(|pod| is_placed(pod)).count();
+        ensure!(
+            placed == own.len() && placed * burst.schedulers.len() == pods,
+            "{scheduler} placed {placed} of its {} pods, of {pods} in all",
+            own.len()
+        );
+    }
+    Ok(())
 }
 
 /// Deletes the pods and claims, and waits until their volumes are gone: dozens on each node, where each is wiped and removed
