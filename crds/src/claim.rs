@@ -123,6 +123,12 @@ pub fn is_bound(claim: &PersistentVolumeClaim) -> bool {
         .is_some_and(|name| !name.is_empty())
 }
 
+/// Whether no node is chosen for a claim yet, so that a pod with it may be waiting for room.
+#[must_use]
+pub fn waits_for_node(claim: &PersistentVolumeClaim) -> bool {
+    !is_bound(claim) && selected_node(claim).is_none() && claim.metadata.deletion_timestamp.is_none()
+}
+
 /// How a claim's volume is used.
 ///
 /// # Errors

@@ -46,7 +46,7 @@ impl Default for RequestLimits {
     }
 }
 
-/// What is set aside for a body before it arrives, at most, in bytes.
+/// What is set aside for a body before it arrives, or for an answer before it is written, at most, in bytes.
 const PREALLOCATED: usize = 1 << 20;
 
 /// A request that is none.
@@ -128,7 +128,7 @@ async fn filter(State(server): State<Server>, request: Request) -> Result<Respon
     let names = args.names()?;
     let answer = server.extender.filter(&args.pod, &names).await;
     log(&args, &names, &answer);
-    let response = server.respond("filter", &filter_result(&args, &names, &answer))?;
+    let response = server.respond("filter", body.bytes.len(), &filter_result(&args, &names, &answer))?;
     server.extender.metrics.served("filter", begun.elapsed());
     Ok(response)
 }
@@ -141,6 +141,7 @@ async fn prioritize(State(server): State<Server>, request: Request) -> Result<Re
     let scores = server.extender.prioritize(&args.pod, &names);
     let response = server.respond(
         "prioritize",
+        body.bytes.len().saturating_mul(2),
         &Scores {
             names: &names,
             scores: &scores,
@@ -167,7 +168,7 @@ async fn preempt(State(server): State<Server>, request: Request) -> Result<Respo
     };
     let (pod, of, passed) = (&args.pod.metadata, candidates.len(), result.len());
     tracing::info!(pod.namespace, pod.name, of, passed, "asked where to evict pods");
-    let response = server.respond("preempt", &result)?;
+    let response = server.respond("preempt", 0, &result)?;
     server.extender.metrics.served("preempt", begun.elapsed());
     Ok(response)
 }
@@ -211,8 +212,10 @@ impl Server {
         Ok(Held { bytes, _room: room })
     }
 
-    fn respond(&self, verb: &'static str, answer: &impl Serialize) -> Result<Response, RequestError> {
-        let body = serde_json::to_vec(answer).map_err(RequestError::Unwritable)?;
+    /// An answer of about so many bytes: what is set aside at once is not copied as it grows.
+    fn respond(&self, verb: &'static str, about: usize, answer: &impl Serialize) -> Result<Response, RequestError> {
+        let mut body = Vec::with_capacity(about.min(PREALLOCATED));
+        serde_json::to_writer(&mut body, answer).map_err(RequestError::Unwritable)?;
         if self.dump {
             tracing::debug!(verb, "answer: {}", String::from_utf8_lossy(&body));
         }
@@ -323,7 +326,12 @@ fn log(args: &ExtenderArgs<'_>, names: &[Cow<'_, str>], answer: &Answer) {
             }
             let reasons: BTreeMap<&str, usize> = reasons.iter().map(|reason| &*reason.text).zip(counts).collect();
             let (of, passed) = (names.len(), passed.len());
-            tracing::info!(pod.namespace, pod.name, of, passed, ?reasons, "filtered");
+            // A pod that may go anywhere is nothing that anybody looks for.
+            if reasons.is_empty() {
+                tracing::debug!(pod.namespace, pod.name, of, "filtered");
+            } else {
+                tracing::info!(pod.namespace, pod.name, of, passed, ?reasons, "filtered");
+            }
         }
         Answer::Error(_, text) => tracing::warn!(pod.namespace, pod.name, "no answer: {text}"),
     }

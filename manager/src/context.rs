@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, Resource, ResourceExt};
+use quarry_crds::claim::class_name;
 use quarry_crds::names::{HOSTNAME_LABEL, LOST_GROUP_ANNOTATION};
 use quarry_crds::persistent_volume::{OurVolume, ours};
 use quarry_crds::tags::VolumeTags;
@@ -184,6 +185,14 @@ impl Objects {
         let volumes = self.volumes.state().into_iter();
         let ours = volumes.filter_map(|volume| Some((ours(&volume)?, volume)));
         ours.filter(|(our, _)| our.volume_group == volume_group).collect()
+    }
+
+    /// Whether this node has a NodeLocalStorage of a claim's class.
+    #[must_use]
+    pub fn has_class_of(&self, claim: &PersistentVolumeClaim) -> bool {
+        let name = class_name(claim);
+        let of_class = |storage: &NodeLocalStorage| Some(storage.spec.storage_class_name.as_str()) == name;
+        name.is_some() && self.storages.find(of_class).is_some()
     }
 
     /// The claim of that UID.

@@ -110,6 +110,7 @@ async fn change_state(volume: VolumeRef, state: VolumeState, context: &Context) 
     let (add, delete) = state.change();
     let change = ChangeTags {
         volume,
+        others: Vec::new(),
         add,
         delete,
         having: None,

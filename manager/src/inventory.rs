@@ -1,13 +1,14 @@
 //! What LVM has on this node, as it was last read: one command fills it, every mutation brings it up to date, and
 //! whoever needs to know of changes made by hand watches it.
 
+use futures::FutureExt as _;
 use quarry_process::Shutdown;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify, watch};
 
-use crate::lvm::{Lvm, ReportError, State};
+use crate::lvm::{LogicalVolume, Lvm, Made, ReportError, State};
 
 /// Changes made by hand that no kernel event told of are seen after this time at the latest.
 const RECHECK: Duration = Duration::from_secs(60);
@@ -22,8 +23,29 @@ const SETTLE: Duration = Duration::from_millis(300);
 pub struct Known {
     /// The state as it was last read.
     state: Arc<State>,
+    /// Volumes that were made since it began, which it may not show; `state` has them.
+    made: Vec<NewVolume>,
     /// Why it was not read since then, where that was tried.
     trouble: Option<String>,
+}
+
+/// A volume that nobody has read yet.
+#[derive(Clone)]
+struct NewVolume {
+    /// Readings with a greater number show it.
+    reading: u64,
+    /// LVM's UUID of its group.
+    group: String,
+    volume: LogicalVolume,
+}
+
+impl NewVolume {
+    fn add_to(&self, state: &mut State) {
+        let mut groups = state.groups.iter_mut();
+        if let Some(group) = groups.find(|group| group.uuid == self.group) {
+            group.add(&self.volume);
+        }
+    }
 }
 
 /// The last known state of LVM on this node.
@@ -32,6 +54,8 @@ pub struct Inventory {
     lvm: Arc<dyn Lvm>,
     known: watch::Sender<Known>,
     reading: Arc<Mutex<()>>,
+    /// Something was made and not read.
+    due: Arc<Notify>,
 }
 
 impl Inventory {
@@ -45,9 +69,11 @@ impl Inventory {
             lvm,
             known: watch::Sender::new(Known {
                 state: Arc::new(state),
+                made: Vec::new(),
                 trouble: None,
             }),
             reading: Arc::default(),
+            due: Arc::default(),
         })
     }
 
@@ -65,18 +91,43 @@ impl Inventory {
 
     /// Takes over the state that a mutation of ours read after it was done, unless a later reading is known: readings of
     /// several groups' mutations and our own overlap, and do not end in the order in which they began.
-    pub fn set(&self, state: State) {
+    pub fn set(&self, mut state: State) {
         self.known.send_if_modified(|known| {
             if state.reading < known.state.reading {
                 return false;
             }
+            known.made.retain(|made| made.reading > state.reading);
+            for made in &known.made {
+                made.add_to(&mut state);
+            }
             let changed = *known.state != state || known.trouble.is_some();
-            *known = Known {
-                state: Arc::new(state),
-                trouble: None,
-            };
+            known.state = Arc::new(state);
+            known.trouble = None;
             changed
         });
+    }
+
+    /// Takes over a volume that a mutation of ours has made. Where it was not read, others are told once it is, which is
+    /// soon.
+    pub fn made(&self, made: Made) {
+        let Made {
+            value: volume,
+            group,
+            state,
+            reading,
+        } = made;
+        if let Some(state) = state {
+            return self.set(state);
+        }
+        let new = NewVolume { reading, group, volume };
+        self.known.send_if_modified(|known| {
+            if new.reading > known.state.reading {
+                new.add_to(Arc::make_mut(&mut known.state));
+                known.made.push(new);
+            }
+            false
+        });
+        self.due.notify_one();
     }
 
     /// Reads the state anew, one reading at a time; the result shows everything that was there at the call.
@@ -116,7 +167,11 @@ impl Inventory {
             };
             tokio::select! {
                 () = shutdown.wait() => return,
-                () = events.next(), if failures == 0 => tokio::time::sleep(SETTLE).await,
+                () = self.told(&events), if failures == 0 => {
+                    tokio::time::sleep(SETTLE).await;
+                    // Of what came meanwhile the reading tells too.
+                    let _ = self.told(&events).now_or_never();
+                }
                 () = tokio::time::sleep(pause) => {}
             }
             match self.refresh().await {
@@ -127,6 +182,16 @@ impl Inventory {
                 }
             }
             looked.notify_one();
+        }
+    }
+}
+
+impl Inventory {
+    /// Waits until a reading is due.
+    async fn told(&self, events: &crate::uevent::BlockEvents) {
+        tokio::select! {
+            () = events.next() => {}
+            () = self.due.notified() => {}
         }
     }
 }

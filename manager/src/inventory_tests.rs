@@ -30,6 +30,7 @@ fn volume(group: &GroupRef, name: &str) -> CreateVolume {
         extents: Extents(1),
         tags: vec![quarry_crds::tags::VERSION_TAG.to_owned()],
         devices: Vec::new(),
+        physical_volume: None,
     }
 }
 
@@ -51,7 +52,7 @@ async fn a_reading_begun_before_a_mutation_does_not_hide_what_it_made() {
         tokio::task::yield_now().await;
     }
     let done = lvm.create_volume(volume(&fast, "pvc-a")).await.expect("made");
-    inventory.set(done.state);
+    inventory.made(done);
     drop(release);
     let refreshed = reading.await.expect("ended");
     assert_eq!(known(&inventory), ["pvc-a"]);
@@ -68,9 +69,9 @@ async fn of_two_mutations_the_later_reading_stays() {
         tokio::task::yield_now().await;
     }
     let second = lvm.create_volume(volume(&slow, "pvc-b")).await.expect("made");
-    inventory.set(second.state);
+    inventory.made(second);
     drop(release);
-    inventory.set(first.await.expect("ended").expect("made").state);
+    inventory.made(first.await.expect("ended").expect("made"));
     assert_eq!(known(&inventory), ["pvc-a", "pvc-b"]);
 }
 
@@ -81,7 +82,7 @@ async fn a_later_reading_replaces_an_earlier_one_and_only_changes_are_told() {
     inventory.refresh().await.expect("read");
     assert!(!changes.has_changed().expect("open"));
     let done = lvm.create_volume(volume(&fast, "pvc-a")).await.expect("made");
-    inventory.set(done.state);
+    inventory.made(done);
     assert!(changes.has_changed().expect("open"));
     changes.mark_unchanged();
     lvm.by_hand(|state| state.groups[0].logical_volumes.clear());
@@ -102,6 +103,61 @@ async fn disks_are_looked_at_again_also_where_nothing_of_lvm_changed() {
     events.tell();
     let told = tokio::time::timeout(SETTLE * 2, looked.notified()).await;
     told.expect("soon after an event of the kernel");
+    shutdown.ask();
+    kept.await.expect("ended");
+}
+
+/// A volume on the disk of the group alone, which the kernel shows.
+fn seen(state: &State, group: &GroupRef, name: &str) -> CreateVolume {
+    let on = &state.group(&group.uuid).expect("there").physical_volumes[0];
+    CreateVolume {
+        devices: on.device.iter().cloned().collect(),
+        physical_volume: Some(on.uuid.clone()),
+        ..volume(group, name)
+    }
+}
+
+#[tokio::test]
+async fn a_volume_that_nobody_has_read_is_known_and_its_room_is_taken() {
+    let (lvm, inventory, [fast, _]) = two_groups().await;
+    let before = inventory.get();
+    let changes = inventory.changes();
+    // A reading that began before does not show it, nor hide it.
+    let release = lvm.hold_next_read();
+    let begun = inventory.clone();
+    let reading = tokio::spawn(async move { begun.refresh().await.expect("read") });
+    while inventory.reading.try_lock().is_ok() {
+        tokio::task::yield_now().await;
+    }
+    let made = lvm.create_volume(seen(&before, &fast, "pvc-a")).await.expect("made");
+    assert!(made.state.is_none(), "nothing was read");
+    inventory.made(made);
+    drop(release);
+    let read = reading.await.expect("ended");
+    let free = |state: &State| state.group(&fast.uuid).expect("there").free;
+    assert_eq!(known(&inventory), ["pvc-a"]);
+    assert_eq!(free(&read), free(&before).minus(Extents(1)));
+    // The next does, and then it counts alone.
+    lvm.by_hand(|state| state.groups[0].logical_volumes.clear());
+    inventory.refresh().await.expect("read");
+    assert!(known(&inventory).is_empty() && changes.has_changed().expect("open"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_made_and_not_read_is_read_soon() {
+    let (lvm, inventory, [fast, slow]) = two_groups().await;
+    let (looked, shutdown) = (Arc::new(Notify::new()), Shutdown::new());
+    let events = crate::uevent::BlockEvents::default();
+    let kept = tokio::spawn(inventory.clone().keep(events, looked.clone(), shutdown.clone()));
+    let before = inventory.get();
+    for (group, name) in [(&fast, "pvc-a"), (&slow, "pvc-b")] {
+        let made = lvm.create_volume(seen(&before, group, name)).await.expect("made");
+        inventory.made(made);
+    }
+    let told = tokio::time::timeout(SETTLE * 2, looked.notified()).await;
+    told.expect("without an event of the kernel");
+    let state = inventory.get();
+    assert!(state.reading > before.reading + 2 && known(&inventory) == ["pvc-a", "pvc-b"]);
     shutdown.ask();
     kept.await.expect("ended");
 }

@@ -3,7 +3,8 @@
 //! [`Lvm`] has two implementations that behave alike, which one suite ([`conformance`]) shows: [`HostLvm`] runs the
 //! `lvm` binary, [`FakeLvm`] keeps everything in memory and can be told to fail. Both share `operations.rs`: an
 //! operation checks its request, takes the lock of its volume group, runs one command, **reads the state again
-//! whatever the command said**, and decides from what it reads. LVM's exit code is 5 for everything from "no room" to
+//! whatever the command said**, and decides from what it reads. Only a new volume on one disk is not read for where the
+//! command ended well and the kernel shows its device under the UUID of the group (`seen.rs`). LVM's exit code is 5 for everything from "no room" to
 //! "busy", and a command that was killed may have done all of its work, so only what is read counts. A mutation runs to
 //! its end even where its caller is dropped.
 //!
@@ -19,6 +20,7 @@ mod links;
 mod operations;
 mod report;
 mod requests;
+mod seen;
 mod surroundings;
 mod volumes;
 
@@ -35,6 +37,7 @@ pub use fake::FakeLvm;
 pub use host::{HostLvm, HostOptions};
 pub use report::parse as parse_report;
 pub use surroundings::problems_of_surroundings;
+use volumes::metadata_needed;
 
 /// The volume groups of a node and what can be done with them.
 pub trait Lvm: Send + Sync {
@@ -42,7 +45,7 @@ pub trait Lvm: Send + Sync {
     fn report(&self) -> BoxFuture<'_, Result<State, ReportError>>;
 
     /// Makes a logical volume, active, with its tags, and its first blocks and every known signature wiped.
-    fn create_volume(&self, request: CreateVolume) -> BoxFuture<'_, Result<Done<LogicalVolume>, CreateVolumeError>>;
+    fn create_volume(&self, request: CreateVolume) -> BoxFuture<'_, Result<Made, CreateVolumeError>>;
 
     /// Removes a logical volume of ours that nobody has open and that lies on no missing disk. One that is gone already
     /// is a success where its volume group is there and whole. Any change to a group with a missing disk makes LVM treat
@@ -115,6 +118,19 @@ pub struct Done<T> {
     pub state: State,
 }
 
+/// A volume that was made.
+#[derive(Debug, Clone)]
+pub struct Made {
+    /// The volume.
+    pub value: LogicalVolume,
+    /// LVM's UUID of its group.
+    pub group: String,
+    /// Everything, read after it was made; `None` where the kernel itself has shown the volume and nothing was read.
+    pub state: Option<State>,
+    /// Readings with a greater number, see [`State::reading`], show the volume; others perhaps.
+    pub reading: u64,
+}
+
 /// Whether something was there to be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
@@ -157,6 +173,9 @@ pub struct CreateVolume {
     pub tags: Vec<String>,
     /// The devices to take extents from, as [`PhysicalVolume::device`] names them; empty for any.
     pub devices: Vec<String>,
+    /// LVM's UUID of the physical volume, where `devices` names just one: then where the extents are is known without
+    /// reading.
+    pub physical_volume: Option<String>,
 }
 
 /// How a volume shall grow.
@@ -175,6 +194,8 @@ pub struct ExtendVolume {
 pub struct ChangeTags {
     /// Which.
     pub volume: VolumeRef,
+    /// Others of the same group, by LVM's UUIDs. Nothing is said of them: what became of them is in the state read after.
+    pub others: Vec<String>,
     /// Tags that it shall have.
     pub add: Vec<String>,
     /// Tags that it shall not have.
@@ -393,6 +414,28 @@ impl VolumeGroup {
     #[must_use]
     pub fn volume(&self, uuid: &str) -> Option<&LogicalVolume> {
         self.logical_volumes.iter().find(|volume| volume.uuid == uuid)
+    }
+
+    /// Adds a volume that was made since the group was read, unless it is there already.
+    pub fn add(&mut self, volume: &LogicalVolume) {
+        if self.volume(&volume.uuid).is_some() {
+            return;
+        }
+        self.free = self.free.minus(volume.extents);
+        self.metadata_free = Bytes(self.metadata_free.0.saturating_sub(metadata_needed(&volume.tags).0));
+        for part in &volume.parts {
+            let mut on = self.physical_volumes.iter_mut();
+            if let Some(pv) = on.find(|pv| pv.uuid == part.physical_volume) {
+                pv.free = pv.free.minus(part.extents);
+                // LVM takes the first that is large enough.
+                let mut areas = pv.free_areas.iter_mut();
+                if let Some(area) = areas.find(|area| **area >= part.extents) {
+                    *area = area.minus(part.extents);
+                }
+                pv.free_areas.retain(|area| *area > Extents::ZERO);
+            }
+        }
+        self.logical_volumes.push(volume.clone());
     }
 
     /// Free extents on devices that are there and allocatable, of those named (none named: of all).

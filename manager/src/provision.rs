@@ -25,7 +25,7 @@ use crate::context::Context;
 use crate::lvm::{
     CreateVolume, CreateVolumeError, LogicalVolume, RemoveVolumeError, ReportError, State, VolumeError, VolumeGroup,
 };
-use crate::{immediate, volume_group};
+use crate::{immediate, volume_group, wake};
 
 /// How long a claim waits at a time for the first pass over the volume groups.
 pub(crate) const FIRST_PASS: Duration = Duration::from_millis(500);
@@ -75,10 +75,15 @@ struct NoVolume {
 pub async fn reconcile(claim: Arc<PersistentVolumeClaim>, context: Arc<Context>) -> Result<Action, ProvisionError> {
     let class = claim::class_name(&claim).and_then(|name| context.objects.class(name));
     match step(&claim, class.as_deref(), &context.node) {
-        Step::Nothing => Ok(Action::await_change()),
+        Step::Nothing => {
+            if wake::is_for_us(&context, &claim) {
+                context.wake.claim_waits();
+            }
+            Ok(Action::await_change())
+        }
         Step::AwaitClass => Ok(Action::requeue(Duration::from_secs(5))),
         Step::Refuse { reason, message } => {
-            if is_in_class(&context, class.as_deref()) || claim::selected_node(&claim).is_some() {
+            if context.objects.has_class_of(&claim) || claim::selected_node(&claim).is_some() {
                 context.events.say(&*claim, Saying::warning(reason, message)).await;
             }
             Ok(Action::await_change())
@@ -93,16 +98,6 @@ pub async fn reconcile(claim: Arc<PersistentVolumeClaim>, context: Arc<Context>)
             serve(&claim, &class, &provision, &context).await
         }
     }
-}
-
-/// Whether this node has a NodeLocalStorage of the class.
-fn is_in_class(context: &Context, class: Option<&StorageClass>) -> bool {
-    let name = class.and_then(|class| class.metadata.name.as_deref());
-    context
-        .objects
-        .storages
-        .find(|storage| Some(storage.spec.storage_class_name.as_str()) == name)
-        .is_some()
 }
 
 async fn serve(
@@ -215,20 +210,22 @@ async fn find_or_create(
         wipe: provision.parameters.wipe,
         mode: request.volume_mode,
     };
+    let devices = volume_group::best_devices(&group, extents);
     let create = CreateVolume {
         group: group.reference(),
         name: name.clone(),
         extents,
         tags: tags.to_vec(),
-        devices: volume_group::best_devices(&group, extents),
+        physical_volume: volume_group::physical_volume(&group, &devices),
+        devices,
     };
     let asked = request.size;
     crash_point!("claim-before-lvcreate");
     match context.lvm.create_volume(create).await {
-        Ok(done) => {
+        Ok(made) => {
             crash_point!("claim-after-lvcreate");
-            let volume = done.value.clone();
-            context.inventory.set(done.state);
+            let volume = made.value.clone();
+            context.inventory.made(made);
             Ok(Ok((group, volume)))
         }
         Err(CreateVolumeError::NoRoom { free, .. }) => {

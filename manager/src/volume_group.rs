@@ -446,3 +446,12 @@ pub fn best_devices(group: &VolumeGroup, extents: Extents) -> Vec<String> {
         None => Vec::new(),
     }
 }
+
+/// LVM's UUID of the physical volume that a new volume will lie on, where just that device is named.
+#[must_use]
+pub fn physical_volume(group: &VolumeGroup, devices: &[String]) -> Option<String> {
+    let [device] = devices else { return None };
+    let mut all = group.physical_volumes.iter();
+    let on = all.find(|pv| pv.device.as_ref() == Some(device))?;
+    Some(on.uuid.clone())
+}

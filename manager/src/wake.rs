@@ -4,10 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Node;
+use futures::FutureExt as _;
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim};
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
+use quarry_crds::claim::waits_for_node;
 use quarry_process::Shutdown;
 use serde_json::json;
 use tokio::sync::Notify;
@@ -22,30 +24,66 @@ const LONGEST: Duration = Duration::from_secs(16);
 /// On a node: when its free local storage grew last.
 const SPACE_ANNOTATION: &str = "quarry.dev/space-returned";
 
+/// The watch of claims is at most so far behind kube-scheduler, which may have asked for a claim before.
+const BEHIND: Duration = Duration::from_secs(10);
+
 /// Space that came back, of which kube-scheduler was not told yet.
 #[derive(Debug, Clone, Default)]
-pub struct Wake(Arc<Notify>);
+pub struct Wake {
+    owed: Arc<Notify>,
+    waits: Arc<Notify>,
+}
 
 impl Wake {
-    /// More is free than before, or may be: kube-scheduler will be told once, however often this was called.
+    /// More is free than before, or may be: kube-scheduler will be told once, however often this was called, if any claim
+    /// waits for it.
     pub fn owe(&self) {
-        self.0.notify_one();
+        self.owed.notify_one();
     }
+
+    /// A claim was seen for which no node is chosen.
+    pub fn claim_waits(&self) {
+        self.waits.notify_one();
+    }
+}
+
+/// Whether a claim may be waiting for room on this node.
+#[must_use]
+pub fn is_for_us(context: &Context, claim: &PersistentVolumeClaim) -> bool {
+    waits_for_node(claim) && context.objects.has_class_of(claim)
 }
 
 /// Tells kube-scheduler whenever that is owed, and again until the API server has taken it.
 pub async fn run(context: Arc<Context>, shutdown: Shutdown) {
     loop {
         tokio::select! {
-            () = context.wake.0.notified() => {}
+            () = context.wake.owed.notified() => {}
             () = shutdown.wait() => return,
+        }
+        tokio::select! {
+            () = tokio::time::sleep(AFTER) => {}
+            () = shutdown.wait() => return,
+        }
+        // Nobody is told of room that nobody waits for: that saves a write for each volume that is removed.
+        let _ = context.wake.waits.notified().now_or_never();
+        if context
+            .objects
+            .claims
+            .find(|claim| is_for_us(&context, claim))
+            .is_none()
+        {
+            tokio::select! {
+                () = context.wake.waits.notified() => {}
+                () = context.wake.owed.notified() => {
+                    context.wake.owe();
+                    continue;
+                }
+                () = tokio::time::sleep(BEHIND) => continue,
+                () = shutdown.wait() => return,
+            }
         }
         let mut delay = AFTER;
         loop {
-            tokio::select! {
-                () = tokio::time::sleep(delay) => {}
-                () = shutdown.wait() => return,
-            }
             crash_point!("wake-before-annotation");
             match touch(&context).await {
                 Ok(()) => break,
@@ -55,6 +93,10 @@ pub async fn run(context: Arc<Context>, shutdown: Shutdown) {
                     tracing::warn!(%error, "waiting pods were not woken; it is tried again");
                     delay = (delay * 2).min(LONGEST);
                 }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = shutdown.wait() => return,
             }
         }
     }

@@ -64,6 +64,7 @@ fn request(group: &VolumeGroup, name: &str, extents: u64) -> CreateVolume {
         extents: Extents(extents),
         tags: tags.to_vec(),
         devices: Vec::new(),
+        physical_volume: None,
     }
 }
 
@@ -208,11 +209,12 @@ async fn volumes(lvm: &dyn Lvm, group: &VolumeGroup) -> Result<(), Deviation> {
     ensure("it is linear", volume.layout == "linear" && !volume.partial, &volume)?;
     let on: Extents = volume.parts.iter().map(|part| part.extents).sum();
     ensure("its extents are somewhere", on == volume.extents, &volume)?;
-    let free = made.state.group(&group.uuid).map(|group| group.free);
+    let state = made.state.unwrap_or_default();
+    let free = state.group(&group.uuid).map(|group| group.free);
     ensure(
         "they are no longer free",
         free == Some(group.free.minus(Extents(3))),
-        &made.state,
+        &state,
     )?;
 
     let as_asked = create(request(group, "pvc-a", 3)).await;
@@ -255,14 +257,17 @@ async fn volumes(lvm: &dyn Lvm, group: &VolumeGroup) -> Result<(), Deviation> {
         let device = pv.device.clone().unwrap_or_default();
         let on_one = CreateVolume {
             devices: vec![device],
+            physical_volume: Some(pv.uuid.clone()),
             ..request(group, "pvc-one", 2)
         };
+        let before = expect("read", lvm.report().await)?;
         let done = expect("create on one device", create(on_one).await)?;
         let parts = vec![Part {
             physical_volume: pv.uuid.clone(),
             extents: Extents(2),
         }];
         ensure("it is on that device only", done.value.parts == parts, &done.value)?;
+        shown_as_read(lvm, before.group(&group.uuid).cloned(), &done.value).await?;
         let removed = expect("remove it", lvm.remove_volume(group.reference_to(&done.value)).await)?;
         ensure("it was removed", removed.value == Removal::Removed, removed.value)?;
         let again = expect(
@@ -272,6 +277,34 @@ async fn volumes(lvm: &dyn Lvm, group: &VolumeGroup) -> Result<(), Deviation> {
         ensure("it was gone", again.value == Removal::AlreadyGone, again.value)?;
     }
     Ok(())
+}
+
+/// What the making of a volume said of it is what LVM says too, and its group, had it been read before, is with the volume as
+/// LVM has it then.
+async fn shown_as_read(lvm: &dyn Lvm, before: Option<VolumeGroup>, made: &LogicalVolume) -> Result<(), Deviation> {
+    let sorted = |volume: &LogicalVolume| {
+        let mut volume = volume.clone();
+        volume.tags.sort();
+        volume
+    };
+    let Some(mut with) = before else {
+        return ensure("the group was there", false, made);
+    };
+    with.add(made);
+    let state = expect("read", lvm.report().await)?;
+    let group = state.group(&with.uuid);
+    let read = group.and_then(|group| group.volume(&made.uuid)).map(sorted);
+    ensure("it is read as it was shown", read == Some(sorted(made)), (&read, made))?;
+    let figures = |group: &VolumeGroup| {
+        let on: Vec<_> = group.physical_volumes.iter().map(|pv| pv.free).collect();
+        (group.free, on, group.allocatable(&[]), group.logical_volumes.len())
+    };
+    let read = group.map(figures);
+    ensure(
+        "its extents are taken",
+        read == Some(figures(&with)),
+        (&read, figures(&with)),
+    )
 }
 
 async fn changes(lvm: &dyn Lvm, group: &VolumeGroup) -> Result<(), Deviation> {
@@ -286,6 +319,7 @@ async fn changes(lvm: &dyn Lvm, group: &VolumeGroup) -> Result<(), Deviation> {
     let (add, delete) = VolumeState::Ready.change();
     let change = ChangeTags {
         volume: reference.clone(),
+        others: Vec::new(),
         add,
         delete,
         having: None,
@@ -336,6 +370,7 @@ async fn changes(lvm: &dyn Lvm, group: &VolumeGroup) -> Result<(), Deviation> {
     let (add, delete) = VolumeState::Deleting.change();
     let change = ChangeTags {
         volume: reference.clone(),
+        others: Vec::new(),
         add,
         delete,
         having: None,
@@ -344,6 +379,7 @@ async fn changes(lvm: &dyn Lvm, group: &VolumeGroup) -> Result<(), Deviation> {
 
     let disown = ChangeTags {
         volume: group.reference_to(&other),
+        others: Vec::new(),
         add: Vec::new(),
         delete: other.tags,
         having: None,
@@ -363,8 +399,9 @@ async fn limits(lvm: &dyn Lvm, group: &VolumeGroup) -> Result<(), Deviation> {
     let figures = |asked: Extents, left: Extents| asked == free.plus(Extents(1)) && left == free;
     refused!("one extent too many", more, CreateVolumeError::NoRoom { asked, free: left, .. } if figures(asked, left));
     let all = expect("every extent", lvm.create_volume(request(group, "pvc-z", free.0)).await)?;
-    let left = all.state.group(&group.uuid).map(|group| group.free);
-    ensure("none is left", left == Some(Extents::ZERO), &all.state)?;
+    let state = all.state.unwrap_or_default();
+    let left = state.group(&group.uuid).map(|group| group.free);
+    ensure("none is left", left == Some(Extents::ZERO), &state)?;
     ensure(
         "it is on every device with room",
         all.value.parts.len() == group.physical_volumes.len(),

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use super::command::{CommandError, Exit};
 use super::operations::{Backend, Engine, Mutation};
-use super::{ReportError, State};
+use super::{CreateVolume, LogicalVolume, ReportError, State};
 
 /// LVM in memory.
 pub type FakeLvm = Engine<Fake>;
@@ -260,6 +260,15 @@ impl Backend for Fake {
                 }),
         };
         futures::future::ready(result).boxed()
+    }
+
+    fn seen(&self, request: &CreateVolume) -> BoxFuture<'_, Option<LogicalVolume>> {
+        let inner = self.lock();
+        // What is to be read wrongly has to be read.
+        let shown = inner.bad_reads.is_empty() && request.physical_volume.is_some();
+        let group = inner.state.group(&request.group.uuid).filter(|_| shown);
+        let volume = group.and_then(|group| group.volume_named(&request.name)).cloned();
+        futures::future::ready(volume).boxed()
     }
 }
 

@@ -36,6 +36,7 @@ fn request(group: &VolumeGroup, name: &str) -> CreateVolume {
         extents: Extents(3),
         tags,
         devices: vec![],
+        physical_volume: None,
     }
 }
 
@@ -164,6 +165,7 @@ async fn what_is_not_ours_or_in_use_stays() {
         let (add, delete) = VolumeState::Ready.change();
         let change = ChangeTags {
             volume: reference.clone(),
+            others: Vec::new(),
             add,
             delete,
             having: None,

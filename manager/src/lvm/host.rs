@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 
 use super::command::{CommandError, CommandStat, Exit, Limits, NotInstalled, Observer, Program};
 use super::operations::{Backend, Engine, Mutation};
-use super::{ReportError, State, VolumeRef, links, report};
+use super::{CreateVolume, LogicalVolume, ReportError, State, VolumeRef, links, report, seen};
 
 /// The LVM of this host.
 pub type HostLvm = Engine<Host>;
@@ -89,13 +89,17 @@ impl Line {
         self.with(pairs.collect::<Vec<_>>())
     }
 
-    /// Lets the command work on the volume only if it still has this UUID and our tag: LVM itself compares, under its
-    /// own lock.
-    fn only(self, volume: &VolumeRef, having: Option<&str>) -> Self {
+    /// Lets the command work on the volume, and others, only if it still has this UUID and our tag: LVM itself compares,
+    /// under its own lock.
+    fn only(self, volume: &VolumeRef, others: &[String], having: Option<&str>) -> Self {
+        let mut which = format!("lv_uuid={}", volume.uuid);
+        if !others.is_empty() {
+            let others: String = others.iter().map(|uuid| format!(" || lv_uuid={uuid}")).collect();
+            which = format!("({which}{others})");
+        }
         let mut select = format!(
-            "vg_uuid={} && lv_uuid={} && lv_tags={{{}}}",
+            "vg_uuid={} && {which} && lv_tags={{{}}}",
             volume.group.uuid,
-            volume.uuid,
             quarry_crds::tags::VERSION_TAG
         );
         if let Some(tag) = having {
@@ -123,7 +127,7 @@ impl Host {
             }
             // -y answers "really remove active volume?"; a volume in use is refused all the same.
             Mutation::RemoveVolume(volume) => Line::new("lvremove", &["-y"])
-                .only(&volume, None)
+                .only(&volume, &[], None)
                 .with([volume.group.name]),
             Mutation::ExtendVolume(request) => Line::new("lvextend", &["-l"])
                 .with([request.extents.to_string(), request.volume.to_string()])
@@ -131,7 +135,7 @@ impl Host {
             Mutation::ChangeTags(request) => Line::new("lvchange", &[])
                 .options("--addtag", &request.add)
                 .options("--deltag", &request.delete)
-                .only(&request.volume, request.having.as_deref())
+                .only(&request.volume, &request.others, request.having.as_deref())
                 .with([request.volume.group.name]),
             Mutation::RenameVolume { volume, name } => {
                 Line::new("lvrename", &[]).with([volume.group.name, volume.name, name])
@@ -261,6 +265,19 @@ impl Backend for Host {
                 self.lvm.run(nodes.label, nodes.arguments).await?;
             }
             result.map(drop)
+        }
+        .boxed()
+    }
+
+    fn seen(&self, request: &CreateVolume) -> BoxFuture<'_, Option<LogicalVolume>> {
+        let request = request.clone();
+        let look = move || seen::volume(Path::new("/dev"), Path::new("/sys"), &request);
+        let shows = !self.metadata_only;
+        async move {
+            if !shows {
+                return None;
+            }
+            tokio::task::spawn_blocking(look).await.ok().flatten()
         }
         .boxed()
     }

@@ -124,6 +124,7 @@ async fn a_disk_that_comes_back_is_restored() {
         extents: Extents(1),
         tags: vec![VERSION_TAG.into()],
         devices: vec![loops.devices[device].clone()],
+        physical_volume: None,
     };
     let first = lvm.create_volume(volume("pvc-a", 0)).await.expect("made").value;
     let second = lvm.create_volume(volume("pvc-b", 1)).await.expect("made").value;
@@ -200,6 +201,7 @@ async fn twins_stay_apart_and_nothing_is_changed_in_them() {
         extents: Extents(1),
         tags: vec![VERSION_TAG.into()],
         devices: vec![],
+        physical_volume: None,
     };
     let error = both
         .create_volume(request)

@@ -17,6 +17,8 @@ pub trait Backend: Send + Sync + 'static {
     fn read(&self) -> BoxFuture<'_, Result<State, ReportError>>;
     /// Runs one mutation, as LVM would.
     fn execute(&self, mutation: Mutation) -> BoxFuture<'_, Result<(), CommandError>>;
+    /// The volume that was just made as asked, by the kernel's word; `None` where that does not show all of it.
+    fn seen(&self, request: &CreateVolume) -> BoxFuture<'_, Option<LogicalVolume>>;
 }
 
 /// One command that changes something. Names in it are current, and the identities have been checked.
@@ -91,6 +93,12 @@ impl<B: Backend> Shared<B> {
     }
 
     pub(super) async fn run(&self, mutation: Mutation) -> Result<Ran, Failed> {
+        let error = self.execute(mutation).await?;
+        self.read_after(error).await
+    }
+
+    /// Runs a command, and nothing after it; what it complained of.
+    pub(super) async fn execute(&self, mutation: Mutation) -> Result<Option<CommandError>, Failed> {
         let ended = point_after(&mutation);
         let error = match self.backend.execute(mutation).await {
             Ok(()) => None,
@@ -101,6 +109,18 @@ impl<B: Backend> Shared<B> {
             Err(error) => Some(error),
         };
         ended();
+        Ok(error)
+    }
+
+    /// The volume that a command has made, where the kernel shows it, and a number that is greater than those of all
+    /// readings that have begun.
+    pub(super) async fn seen(&self, request: &CreateVolume) -> Option<(LogicalVolume, u64)> {
+        let volume = self.backend.seen(request).await?;
+        Some((volume, self.readings.fetch_add(1, Ordering::Relaxed) + 1))
+    }
+
+    /// Reads everything after a command.
+    pub(super) async fn read_after(&self, error: Option<CommandError>) -> Result<Ran, Failed> {
         match self.read().await {
             Ok(state) => Ok(Ran { state, error }),
             Err(cause) => Err(Failed::Unknown(Unknown::NotRead {
@@ -242,7 +262,7 @@ impl<B: Backend> Lvm for Engine<B> {
         Box::pin(self.shared.read())
     }
 
-    fn create_volume(&self, request: CreateVolume) -> BoxFuture<'_, Result<Done<LogicalVolume>, CreateVolumeError>> {
+    fn create_volume(&self, request: CreateVolume) -> BoxFuture<'_, Result<Made, CreateVolumeError>> {
         self.mutate(request.group.uuid.clone(), move |shared| {
             volumes::create_volume(shared, request)
         })

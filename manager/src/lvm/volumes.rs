@@ -6,13 +6,13 @@ use quarry_crds::tags::{VERSION_TAG, is_ours};
 use quarry_crds::{Bytes, Extents};
 
 use super::operations::{Backend, Mutation, Ran, Shared, has_all, missing_or, not_all_read, unexpected};
-use super::requests::{check_devices, check_group, check_tags, check_volume, check_volume_name};
+use super::requests::{check_devices, check_group, check_tags, check_uuid, check_volume, check_volume_name};
 use super::*;
 
 pub(super) async fn create_volume<B: Backend>(
     shared: Arc<Shared<B>>,
     request: CreateVolume,
-) -> Result<Done<LogicalVolume>, CreateVolumeError> {
+) -> Result<Made, CreateVolumeError> {
     check_group(&request.group)?;
     check_volume_name(&request.name)?;
     check_tags(&request.tags)?;
@@ -23,8 +23,25 @@ pub(super) async fn create_volume<B: Backend>(
     if request.extents == Extents::ZERO {
         return Err(InvalidRequest::Empty.into());
     }
-    let ran = shared.run(Mutation::CreateVolume(request.clone())).await?;
-    created(&request, ran)
+    let error = shared.execute(Mutation::CreateVolume(request.clone())).await?;
+    if error.is_none()
+        && let Some((volume, reading)) = shared.seen(&request).await
+    {
+        return Ok(Made {
+            value: volume,
+            group: request.group.uuid,
+            state: None,
+            reading,
+        });
+    }
+    let ran = shared.read_after(error).await?;
+    let Done { value, state } = created(&request, ran)?;
+    Ok(Made {
+        value,
+        group: request.group.uuid,
+        reading: state.reading,
+        state: Some(state),
+    })
 }
 
 pub(super) async fn remove_volume<B: Backend>(
@@ -150,6 +167,7 @@ pub(super) async fn change_tags<B: Backend>(
         add.iter().all(|tag| volume.tags.contains(tag)) && !delete.iter().any(|tag| volume.tags.contains(tag))
     };
     check_volume(&request.volume)?;
+    request.others.iter().try_for_each(|uuid| check_uuid(uuid))?;
     // Not read before: the command itself selects by UUID and by our tag.
     let volume = request.volume.clone();
     let ran = shared.run(Mutation::ChangeTags(request)).await?;

@@ -283,6 +283,7 @@ impl Bench {
             extents: quarry_crds::Extents(extents),
             tags,
             devices: Vec::new(),
+            physical_volume: None,
         };
         let made = self.lvm.create_volume(create).await.expect("made").value;
         self.log.take_over(&self.lvm);

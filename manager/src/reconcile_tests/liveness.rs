@@ -6,7 +6,7 @@ use std::time::Duration;
 use quarry_process::Shutdown;
 use serde_json::{Value, json};
 
-use super::bench::Bench;
+use super::bench::{Bench, CLAIMS, claim};
 use crate::liveness::{Pulse, renew, run};
 use crate::wake;
 
@@ -80,7 +80,9 @@ async fn it_is_renewed_at_its_pace_and_sooner_after_a_failure() {
 
 #[tokio::test(start_paused = true)]
 async fn who_was_missed_for_long_wakes_the_pods_that_were_kept_away() {
-    let bench = bench().await;
+    let mut bench = bench().await;
+    bench.put(CLAIMS, claim(None, "2Gi"));
+    bench.sync();
     asked(&bench).await;
     for _ in 0..13 {
         bench.api.fail_next("apply", LEASES, 503);

@@ -14,6 +14,7 @@ use crate::ready_tags::{self, ReadyTags};
 /// A volume that is `creating`.
 async fn made(bench: &Bench, uid: &str) -> VolumeRef {
     let volume = bench.make(&format!("pvc-{uid}"), 10, tags(uid)).await;
+    bench.context.inventory.refresh().await.expect("read");
     bench.lvm.by_hand(|state| state.groups[0].reference_to(&volume))
 }
 
@@ -42,7 +43,7 @@ fn states(bench: &Bench) -> Vec<VolumeState> {
         .collect()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn creating_becomes_ready_and_is_known_to_be() {
     let bench = Bench::new().await;
     let volume = made(&bench, "u-1").await;
@@ -62,7 +63,20 @@ async fn creating_becomes_ready_and_is_known_to_be() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
+async fn several_are_marked_by_one_command() {
+    let bench = Bench::new().await;
+    let mut volumes = Vec::new();
+    for uid in ["u-1", "u-2", "u-3"] {
+        volumes.push(made(&bench, uid).await);
+    }
+    let commands = bench.lvm.journal().len();
+    mark(&bench, &volumes.iter().collect::<Vec<_>>()).await;
+    assert_eq!(states(&bench), [VolumeState::Ready; 3]);
+    assert_eq!(bench.lvm.journal().len(), commands + 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn twice_is_as_good_as_once() {
     let bench = Bench::new().await;
     let volume = made(&bench, "u-1").await;
@@ -70,10 +84,12 @@ async fn twice_is_as_good_as_once() {
     assert_eq!(states(&bench), [VolumeState::Ready]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn one_that_cannot_be_marked_holds_up_no_other() {
     let bench = Bench::new().await;
     let volumes = [made(&bench, "u-1").await, made(&bench, "u-2").await];
+    // Together, and then the first alone.
+    bench.fault(Fault::Refuse);
     bench.fault(Fault::Refuse);
     mark(&bench, &[&volumes[0], &volumes[1]]).await;
     assert_eq!(states(&bench), [VolumeState::Creating, VolumeState::Ready]);
@@ -88,7 +104,7 @@ async fn one_that_cannot_be_marked_holds_up_no_other() {
     assert_eq!(states(&bench), [VolumeState::Ready, VolumeState::Ready]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_volume_that_is_not_ours_is_not_changed() {
     let bench = Bench::new().await;
     let volume = made(&bench, "u-1").await;
@@ -99,7 +115,7 @@ async fn a_volume_that_is_not_ours_is_not_changed() {
     assert_eq!(bench.volumes()[0].tags, ["backup=no"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn it_ends_when_it_is_told_to() {
     let bench = Bench::new().await;
     let (_queue, waiting) = ReadyTags::new();

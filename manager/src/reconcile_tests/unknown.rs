@@ -136,8 +136,9 @@ async fn what_was_handed_out_is_not_removed_though_it_is_not_known() {
     let before = bench.context.inventory.get();
     bench.claim().await.expect("served");
     let made = bench.volumes();
+    // As if it had been read after that, and not shown.
     bench.context.inventory.set(State {
-        reading: bench.context.inventory.get().reading,
+        reading: bench.context.inventory.get().reading + 1,
         ..before.as_ref().clone()
     });
     bench.forget();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use quarry_process::Shutdown;
 use serde_json::json;
 
-use super::bench::{Bench, VOLUME};
+use super::bench::{Bench, CLAIMS, VOLUME, claim};
 use super::provisioning::tags;
 use crate::lvm::Lvm as _;
 use crate::{capacity, wake};
@@ -17,10 +17,18 @@ const WOKEN: &str = "patch nodes/w1";
 const LONG: Duration = Duration::from_secs(120);
 
 /// A node that is known to the API server, at rest, of which nobody was woken yet.
-async fn bench() -> Bench {
+async fn at_rest() -> Bench {
     let mut bench = Bench::new().await;
     bench.put(NODES, json!({"metadata": {"name": "w1"}}));
     bench.forget();
+    bench
+}
+
+/// The same where a claim waits for room.
+async fn bench() -> Bench {
+    let mut bench = at_rest().await;
+    bench.put(CLAIMS, claim(None, "2Gi"));
+    bench.sync();
     bench
 }
 
@@ -65,6 +73,55 @@ async fn a_group_that_can_be_used_again_wakes_waiting_pods() {
         run(&bench).await,
         [WOKEN],
         "as much is free as before, and it can be used"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_nobody_waits_nobody_is_woken() {
+    let mut bench = at_rest().await;
+    assert_eq!(run(&bench).await, Vec::<String>::new(), "no claim");
+    bench.context.wake.owe();
+    bench.put(CLAIMS, claim(Some("w1"), "2Gi"));
+    bench.sync();
+    assert_eq!(run(&bench).await, Vec::<String>::new(), "its node is chosen");
+    bench.context.wake.owe();
+    let mut other = claim(None, "2Gi");
+    other["spec"]["storageClassName"] = json!("slow");
+    bench.put(CLAIMS, other);
+    bench.sync();
+    assert_eq!(
+        run(&bench).await,
+        Vec::<String>::new(),
+        "of a class that is not on this node"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_is_seen_late_is_woken_for_too() {
+    let mut bench = at_rest().await;
+    let seen_after = async |bench: &mut Bench, seconds| {
+        bench.api.objects(|objects| objects.clear(CLAIMS));
+        bench.sync();
+        bench.forget();
+        bench.context.wake.owe();
+        let running = tokio::spawn(wake::run(Arc::clone(&bench.context), Shutdown::new()));
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        bench.put(CLAIMS, claim(None, "2Gi"));
+        bench.sync();
+        bench.claim().await.expect("nothing is to be done about it");
+        tokio::time::sleep(LONG).await;
+        running.abort();
+        bench
+            .log()
+            .into_iter()
+            .filter(|line| line.ends_with("nodes/w1"))
+            .count()
+    };
+    assert_eq!(seen_after(&mut bench, 5).await, 1);
+    assert_eq!(
+        seen_after(&mut bench, 20).await,
+        0,
+        "kube-scheduler has asked after the space was there"
     );
 }
 

@@ -210,6 +210,7 @@ async fn where_no_report_comes_nothing_is_assumed_and_nothing_removed() {
             extents: quarry_crds::Extents(1),
             tags: vec!["quarry.version=1".to_owned()],
             devices: Vec::new(),
+            physical_volume: None,
         };
         let error = bad.lvm().create_volume(create).await.expect_err(deed);
         assert!(matches!(error, CreateVolumeError::Unknown(_)), "{deed}: {error}");

@@ -272,6 +272,7 @@ fn files(config: &Config) -> Result<()> {
         "clusterDomain": "cluster.local",
         "resolvConf": "",
         "registerNode": true,
+        "maxPods": 250,
         "volumeStatsAggPeriod": "0s",
         // A container that is killed again and again is started again at once: tests that kill would else take days.
         "featureGates": {"KubeletCrashLoopBackOffMax": true},

@@ -2,6 +2,7 @@
 //!
 //! Each group of figures has a file of its own. What needs no cluster comes first.
 
+pub mod burst;
 pub mod extender;
 pub mod figure;
 pub mod fleet;

@@ -34,8 +34,10 @@ pub const DEFAULT_SCHEDULER: &str = "default-scheduler";
 const KINDS: u64 = 4;
 /// Pods and claims that are sent to the API server at a time.
 const AT_ONCE: usize = 8;
-/// How long all of it may take.
-const PATIENCE: Duration = Duration::from_secs(240);
+/// How long so many pods may take, to come and to go.
+fn patience(pods: usize) -> Duration {
+    Duration::from_secs(240) + Duration::from_secs(4) * u32::try_from(pods.saturating_sub(40)).unwrap_or(0)
+}
 
 /// What arrives, and what happens meanwhile.
 #[derive(Debug, Clone)]
@@ -48,6 +50,9 @@ pub struct Burst {
     pub schedulers: Vec<&'static str>,
     /// What happens when a third of them is made.
     pub meanwhile: Meanwhile,
+    /// Whether they run. Else they wait on their nodes for a Secret that there is not: so they take room of volume groups,
+    /// and nothing else of a node.
+    pub run: bool,
 }
 
 /// What happens during a burst.
@@ -72,6 +77,8 @@ pub struct Filled {
     pub took: Duration,
     /// How many of the pods ran by then.
     pub running: usize,
+    /// How often a claim was given to a node.
+    pub selections: usize,
 }
 
 async fn a_burst_fills_every_node_exactly(test: &Test) -> Result<()> {
@@ -80,16 +87,25 @@ async fn a_burst_fills_every_node_exactly(test: &Test) -> Result<()> {
         again: 6,
         schedulers: vec![DEFAULT_SCHEDULER],
         meanwhile: Meanwhile::ExtenderRestarts,
+        run: true,
     };
+    strictly(test, &burst).await.map(drop)
+}
+
+/// [`fill_exactly`] with a kube-scheduler that places nothing without asking.
+///
+/// # Errors
+/// The same.
+pub async fn strictly(test: &Test, burst: &Burst) -> Result<Filled> {
     // Else kube-scheduler places pods without asking while the extender is away, which no extender can make right.
     let shipped = std::fs::read_to_string(repository().join("deploy/scheduler/kube-scheduler-config.yaml"))?;
     let strict = shipped.replace("ignorable: true", "ignorable: false");
     ensure!(strict != shipped, "the configuration does not say ignorable: true");
     test.bed.cluster.configure_scheduler(Some(&strict)).await?;
-    let result = fill_exactly(test, &burst).await;
+    let result = fill_exactly(test, burst).await;
     test.bed.cluster.configure_scheduler(None).await?;
     test.bed.rolled_out("quarry-extender").await?;
-    result.map(drop)
+    result
 }
 
 async fn two_schedulers_share_one_extender(test: &Test) -> Result<()> {
@@ -98,6 +114,7 @@ async fn two_schedulers_share_one_extender(test: &Test) -> Result<()> {
         again: 0,
         schedulers: vec![DEFAULT_SCHEDULER, SECOND_SCHEDULER],
         meanwhile: Meanwhile::Nothing,
+        run: true,
     };
     test.bed.cluster.start(Process::SecondScheduler).await?;
     let result = fill_exactly(test, &burst).await;
@@ -111,6 +128,7 @@ async fn a_scheduler_killed_in_a_burst(test: &Test) -> Result<()> {
         again: 0,
         schedulers: vec![DEFAULT_SCHEDULER],
         meanwhile: Meanwhile::SchedulerIsKilled,
+        run: true,
     };
     fill_exactly(test, &burst).await.map(drop)
 }
@@ -130,7 +148,7 @@ pub async fn fill_exactly(test: &Test, burst: &Burst) -> Result<Filled> {
     let (second, third) = rest.split_at(rest.len() / 2);
     let make = |number: u64, suffix: &'static str| {
         let at = usize::try_from(number / KINDS).unwrap_or(0) % burst.schedulers.len();
-        classes.pod(test, number, suffix, burst.schedulers[at])
+        classes.pod(test, number, suffix, burst.schedulers[at], burst.run)
     };
     arrive(first.iter().map(|number| make(*number, ""))).await?;
     let (arrived, happened) = tokio::join!(
@@ -147,6 +165,7 @@ pub async fn fill_exactly(test: &Test, burst: &Burst) -> Result<Filled> {
     let mut filled = all_placed(test, pods.len()).await?;
     filled.took = begun.elapsed();
     let seen = watched.end().await?;
+    filled.selections = seen.selections;
     println!(
         "   {} pods with {} claims placed and bound in {:.1} s, {} of them ran by then; {} selections, {} given back, \
          {} times over the room of a node",
@@ -175,7 +194,7 @@ pub async fn fill_exactly(test: &Test, burst: &Burst) -> Result<Filled> {
             "the extender was to be another: {extenders:?}, {now:?}"
         );
     }
-    leave(test).await?;
+    leave(test, pods.len()).await?;
     Ok(filled)
 }
 
@@ -196,11 +215,11 @@ async fn each_scheduler_placed_its_own(test: &Test, burst: &Burst, pods: usize) 
 
 /// Deletes the pods and claims, and waits until their volumes are gone: dozens on each node, where each is wiped and removed
 /// on its own.
-async fn leave(test: &Test) -> Result<()> {
+async fn leave(test: &Test, pods: usize) -> Result<()> {
     let (at_once, all) = (DeleteParams::default().grace_period(0), ListParams::default());
     test.pods().delete_collection(&at_once, &all).await?;
     test.claims().delete_collection(&DeleteParams::default(), &all).await?;
-    test.wait("the volumes of the burst are gone", PATIENCE, || async {
+    test.wait("the volumes of the burst are gone", patience(pods), || async {
         let volumes = test.volumes().list(&ListParams::default()).await?.items;
         let namespace = |volume: &PersistentVolume| volume.spec.as_ref()?.claim_ref.as_ref()?.namespace.clone();
         let left = volumes
@@ -249,7 +268,7 @@ async fn extenders(test: &Test, burst: &Burst) -> Result<Vec<String>> {
 /// Waits until every pod of the test is placed and every claim bound; those that are being deleted do not count.
 ///
 /// # Errors
-/// Not so many pods are after four minutes.
+/// Not so many pods are after some minutes.
 pub async fn all_placed(test: &Test, pods: usize) -> Result<Filled> {
     let begun = Instant::now();
     loop {
@@ -268,12 +287,13 @@ pub async fn all_placed(test: &Test, pods: usize) -> Result<Filled> {
                 claims: bound.len(),
                 took: begun.elapsed(),
                 running: placed.iter().filter(phase).count(),
+                selections: 0,
             });
         }
         let waiting: Vec<_> = waiting.into_iter().map(ResourceExt::name_any).collect();
         let open: Vec<_> = open.into_iter().map(ResourceExt::name_any).collect();
         ensure!(
-            begun.elapsed() < PATIENCE,
+            begun.elapsed() < patience(pods),
             "{} of {pods} pods are placed; these wait: {waiting:?}; claims: {open:?}",
             placed.len()
         );
@@ -389,7 +409,7 @@ impl Classes {
     }
 
     /// Makes a pod with its claims.
-    async fn pod(&self, test: &Test, number: u64, suffix: &str, scheduler: &str) -> Result<()> {
+    async fn pod(&self, test: &Test, number: u64, suffix: &str, scheduler: &str, run: bool) -> Result<()> {
         let name = format!("pod{number}{suffix}");
         let mut pod = PodSpec::new(&name);
         pod.0["spec"]["schedulerName"] = scheduler.into();
@@ -400,6 +420,9 @@ impl Classes {
         }
         if number % KINDS == 2 {
             pod = pod.ephemeral("scratch", &self.own, "7Mi");
+        }
+        if !run {
+            pod = pod.secret("never");
         }
         test.pod(pod).await.map(drop)
     }

@@ -143,6 +143,17 @@ impl PodSpec {
         self
     }
 
+    /// With a Secret mounted at `/<name>`.
+    #[must_use]
+    pub fn secret(mut self, name: &str) -> Self {
+        self.push("/spec/volumes", json!({"name": name, "secret": {"secretName": name}}));
+        self.push(
+            "/spec/containers/0/volumeMounts",
+            json!({"name": name, "mountPath": format!("/{name}")}),
+        );
+        self
+    }
+
     /// On that node only, through the scheduler.
     #[must_use]
     pub fn on(mut self, node: &str) -> Self {

@@ -84,14 +84,15 @@ impl Inner {
             }
             Mutation::ChangeTags(request) => {
                 let group = self.writable(&request.volume.group.name)?;
-                let selected =
-                    |volume: &&mut LogicalVolume| volume.uuid == request.volume.uuid && is_ours(&volume.tags);
+                let meant = |uuid: &String| *uuid == request.volume.uuid || request.others.contains(uuid);
                 let having =
-                    |volume: &&mut LogicalVolume| request.having.as_ref().is_none_or(|tag| volume.tags.contains(tag));
-                if let Some(volume) = group.logical_volumes.iter_mut().find(selected).filter(having) {
+                    |volume: &LogicalVolume| request.having.as_ref().is_none_or(|tag| volume.tags.contains(tag));
+                let selected =
+                    |volume: &&mut LogicalVolume| meant(&volume.uuid) && is_ours(&volume.tags) && having(volume);
+                for volume in group.logical_volumes.iter_mut().filter(selected) {
                     let touched = |tag: &String| request.delete.contains(tag) || request.add.contains(tag);
                     volume.tags.retain(|tag| !touched(tag));
-                    volume.tags.extend(request.add);
+                    volume.tags.extend(request.add.iter().cloned());
                     volume.tags.sort();
                 }
                 Ok(())
