@@ -22,7 +22,7 @@ use crate::case;
 use crate::objects::{Claim, PodSpec};
 use crate::test::{Case, Test};
 
-/// Its case: not in the list of all yet, as it has not passed.
+/// The cases.
 pub const CASES: &[Case] = &[case!(certificates_change_under_load)];
 
 /// How long a certificate lasts: it is made anew when a third of that is left.

@@ -17,7 +17,7 @@ use crate::case;
 use crate::objects::{Claim, Class, PodSpec};
 use crate::test::{Case, PATIENCE, Test};
 
-/// Its case: not in the list of all yet, as it has not run.
+/// The cases.
 pub const CASES: &[Case] = &[case!(pods_that_no_scheduler_places)];
 
 async fn pods_that_no_scheduler_places(test: &Test) -> Result<()> {
