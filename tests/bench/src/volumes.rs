@@ -268,7 +268,7 @@ async fn remove_all(test: &Test) -> Result<()> {
         .delete_collection(&DeleteParams::default().grace_period(0), &none)
         .await?;
     test.claims().delete_collection(&DeleteParams::default(), &none).await?;
-    test.wait("the volumes are gone", Duration::from_secs(300), || async {
+    test.wait("the volumes are gone", Duration::from_secs(900), || async {
         Ok(test
             .volumes()
             .list(&ListParams::default())
