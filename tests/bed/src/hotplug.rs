@@ -3,6 +3,7 @@
 use std::{
     ops::RangeInclusive,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -15,6 +16,11 @@ use crate::{
 
 /// The letters that a node has for disks beside its system disk.
 const LETTERS: RangeInclusive<char> = 'b'..='p';
+
+/// What User-Mode Linux says of a disk that somebody has open.
+const OPEN: &str = "currently open";
+/// Nobody who only looks at a disk has it open for so long.
+const LOOKED_AT: Duration = Duration::from_secs(10);
 
 /// A disk that a node has for a while.
 #[derive(Debug, Clone)]
@@ -79,7 +85,7 @@ impl Node {
         }
         // udev may be looking at it.
         self.run_ok(["udevadm", "settle"]).await?;
-        self.console_command(&disk, format!("remove {name}")).await?;
+        self.remove(&disk, &name).await?;
         self.run_ok(["udevadm", "settle"]).await.map(drop)
     }
 
@@ -120,9 +126,22 @@ impl Node {
             }
             let name = file.split('/').nth(4).unwrap_or_default();
             let disk = Guest::new(Path::new(""), serial).disk;
-            self.console_command(&disk, format!("remove {name}")).await?;
+            self.remove(&disk, name).await?;
         }
         self.run_ok(["udevadm", "settle"]).await.map(drop)
+    }
+
+    /// Takes a device away. Programs that look at every disk, as LVM does, have it open for a moment.
+    async fn remove(&self, disk: &Disk, name: &str) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            match self.console_command(disk, format!("remove {name}")).await {
+                Err(BedError::Disk { message, .. }) if message.contains(OPEN) && begun.elapsed() < LOOKED_AT => {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                done => return done,
+            }
+        }
     }
 
     fn disk(&self, id: &str) -> Result<Disk> {
