@@ -8,26 +8,33 @@ use serde_json::Value;
 
 use crate::test::Test;
 
+/// LVM's own report of a node: rows of `vgs`, `lvs` or `pvs` with these columns, sizes in bytes.
+///
+/// # Errors
+/// The command failed.
+pub async fn rows(node: &Node, command: &str, columns: &str) -> Result<Vec<Value>> {
+    let argv = [
+        command,
+        "--reportformat",
+        "json",
+        "--units",
+        "b",
+        "--nosuffix",
+        "-o",
+        columns,
+    ];
+    let report: Value = serde_json::from_str(&node.run_ok(argv).await?)?;
+    let kind = command.trim_end_matches('s');
+    Ok(report["report"][0][kind].as_array().cloned().unwrap_or_default())
+}
+
 impl Test {
     /// LVM's own report of a node: rows of `vgs`, `lvs` or `pvs` with these columns.
     ///
     /// # Errors
     /// The command failed.
     pub async fn lvm(&self, node: &str, command: &str, columns: &str) -> Result<Vec<Value>> {
-        let argv = [
-            command,
-            "--reportformat",
-            "json",
-            "--units",
-            "b",
-            "--nosuffix",
-            "-o",
-            columns,
-        ];
-        let text = self.bed.node(node)?.run_ok(argv).await?;
-        let report: Value = serde_json::from_str(&text)?;
-        let kind = command.trim_end_matches('s');
-        Ok(report["report"][0][kind].as_array().cloned().unwrap_or_default())
+        rows(&self.bed.node(node)?, command, columns).await
     }
 
     /// The logical volume of that name on a node: its row.

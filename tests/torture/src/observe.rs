@@ -9,6 +9,7 @@ use kube::api::ListParams;
 use quarry_bed::Node;
 use quarry_crds::NodeLocalStorage;
 use quarry_crds::names::{PROVISIONED_BY, PROVISIONER};
+use quarry_e2e::lvm::rows;
 use quarry_e2e::test::Test;
 use serde_json::Value;
 
@@ -166,22 +167,6 @@ fn mounted_line(line: &str) -> Option<Mounted> {
         word: words.next()?.to_owned(),
         pattern: words.next().unwrap_or_default().trim().to_owned(),
     })
-}
-
-async fn rows(node: &Node, command: &str, columns: &str) -> Result<Vec<Value>> {
-    let argv = [
-        command,
-        "--reportformat",
-        "json",
-        "--units",
-        "b",
-        "--nosuffix",
-        "-o",
-        columns,
-    ];
-    let report: Value = serde_json::from_str(&node.run_ok(argv).await?)?;
-    let kind = command.trim_end_matches('s');
-    Ok(report["report"][0][kind].as_array().cloned().unwrap_or_default())
 }
 
 fn text(row: &Value, column: &str) -> String {
