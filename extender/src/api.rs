@@ -4,14 +4,11 @@
 //! node, so that large bodies are cheap.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{IgnoredAny, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
-
-use crate::decide::Reason;
 
 /// `ExtenderArgs`: a pod, and the nodes that it may go to so far.
 #[derive(Debug, Deserialize)]
@@ -35,9 +32,30 @@ pub struct NodeList<'a> {
     pub items: Option<Vec<&'a RawValue>>,
 }
 
-/// A text that is copied only where JSON has written it with escapes.
+/// A name, copied only where JSON has written it with escapes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Name<'a>(pub Cow<'a, str>);
+pub struct Name<'a>(Cow<'a, str>);
+
+impl Name<'_> {
+    /// Writes it as JSON. What came without escapes needs none, so that not every byte is looked at once more.
+    pub(crate) fn write(&self, out: &mut Vec<u8>) -> serde_json::Result<()> {
+        match &self.0 {
+            Cow::Borrowed(name) => {
+                out.push(b'"');
+                out.extend_from_slice(name.as_bytes());
+                out.push(b'"');
+                Ok(())
+            }
+            Cow::Owned(name) => serde_json::to_writer(out, name),
+        }
+    }
+}
+
+impl AsRef<str> for Name<'_> {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
 
 /// What is needed of a pod.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -141,7 +159,7 @@ impl<'a> ExtenderArgs<'a> {
     ///
     /// # Errors
     /// A node without a name.
-    pub fn names(&mut self) -> Result<Vec<Cow<'a, str>>, serde_json::Error> {
+    pub fn names(&mut self) -> Result<Vec<Name<'a>>, serde_json::Error> {
         #[derive(Deserialize)]
         struct Node<'a> {
             #[serde(borrow)]
@@ -155,96 +173,11 @@ impl<'a> ExtenderArgs<'a> {
         match &self.nodes {
             Some(NodeList { items: Some(items), .. }) => items
                 .iter()
-                .map(|item| serde_json::from_str::<Node<'a>>(item.get()).map(|node| node.metadata.name.0))
+                .map(|item| serde_json::from_str::<Node<'a>>(item.get()).map(|node| node.metadata.name))
                 .collect(),
-            _ => {
-                let names = self.node_names.take().unwrap_or_default();
-                Ok(names.into_iter().map(|name| name.0).collect())
-            }
+            _ => Ok(self.node_names.take().unwrap_or_default()),
         }
     }
-}
-
-/// `ExtenderFilterResult`.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct FilterResult<'a> {
-    /// The nodes that passed, where nodes came as objects.
-    pub nodes: Option<NodeListResult<'a>>,
-    /// The names of those that passed; never null, which the scheduler would read as a fault of ours.
-    pub node_names: Passed<'a>,
-    /// Nodes that did not pass, but might if pods were evicted: none, because evicting a pod frees no volume.
-    pub failed_nodes: Refused<'a>,
-    /// Nodes that did not pass, with the reason.
-    pub failed_and_unresolvable_nodes: Refused<'a>,
-    /// Why nothing can be said.
-    pub error: &'a str,
-}
-
-/// The names of nodes that passed, written as they are found.
-#[derive(Debug, Clone, Copy)]
-pub enum Passed<'a> {
-    /// Each of them.
-    All(&'a [Cow<'a, str>]),
-    /// Those at these positions.
-    At(&'a [Cow<'a, str>], &'a [usize]),
-}
-
-/// Nodes with the reason against each, written as they are found.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Refused<'a> {
-    /// The names of all nodes.
-    pub names: &'a [Cow<'a, str>],
-    /// Positions of those that are refused, each with the position of its reason.
-    pub refused: &'a [(usize, usize)],
-    /// The reasons.
-    pub reasons: &'a [Reason],
-}
-
-impl Serialize for Passed<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::All(names) => serializer.collect_seq(*names),
-            Self::At(names, passed) => serializer.collect_seq(passed.iter().map(|at| &names[*at])),
-        }
-    }
-}
-
-impl Serialize for Refused<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let pairs = self.refused.iter();
-        serializer.collect_map(pairs.map(|(at, reason)| (&self.names[*at], &self.reasons[*reason].text)))
-    }
-}
-
-/// A `v1.NodeList` with each node as it was sent.
-#[derive(Debug, Default, Serialize)]
-pub struct NodeListResult<'a> {
-    metadata: BTreeMap<&'a str, &'a str>,
-    /// The nodes.
-    pub items: Vec<&'a RawValue>,
-}
-
-impl<'a> NodeListResult<'a> {
-    /// A list of these nodes.
-    #[must_use]
-    pub fn of(items: Vec<&'a RawValue>) -> Self {
-        Self {
-            metadata: BTreeMap::new(),
-            items,
-        }
-    }
-}
-
-/// An entry of `HostPriorityList`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct HostPriority<'a> {
-    /// Name of the node.
-    #[serde(borrow)]
-    pub host: Cow<'a, str>,
-    /// 0 to 10.
-    pub score: i64,
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Name<'a> {
@@ -293,14 +226,19 @@ mod tests {
         assert!(pod(r#"{"volumes": null}"#).claims().is_empty());
     }
 
+    fn names(args: &mut ExtenderArgs<'_>) -> Vec<String> {
+        let names = args.names().expect("names");
+        names.iter().map(|name| name.as_ref().to_owned()).collect()
+    }
+
     #[test]
     fn names_with_escapes_and_as_objects() {
         let by_name = r#"{"Pod": {}, "Nodes": null, "NodeNames": ["a", "\u0062"]}"#;
         let mut args: ExtenderArgs<'_> = serde_json::from_str(by_name).expect("arguments");
-        assert_eq!(args.names().expect("names"), ["a", "b"]);
+        assert_eq!(names(&mut args), ["a", "b"]);
         let by_object = r#"{"Pod": {}, "Nodes": {"metadata": {}, "items": [{"metadata": {"name": "a"}, "x": [1]}]}, "NodeNames": null}"#;
         let mut args: ExtenderArgs<'_> = serde_json::from_str(by_object).expect("arguments");
-        assert_eq!(args.names().expect("names"), ["a"]);
+        assert_eq!(names(&mut args), ["a"]);
         let nameless = r#"{"Pod": {}, "Nodes": {"items": [{"metadata": {}}]}}"#;
         let mut args: ExtenderArgs<'_> = serde_json::from_str(nameless).expect("arguments");
         assert!(args.names().is_err());

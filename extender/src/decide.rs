@@ -135,7 +135,7 @@ pub fn filter(
     index: &Index,
     answered: &mut Answered,
     pod: &Pod,
-    candidates: &[Cow<'_, str>],
+    candidates: &[impl AsRef<str>],
     patience: &Patience,
     now: Instant,
     waited: Duration,
@@ -187,20 +187,20 @@ pub fn filter(
 
 /// What a pod's claims without a volume ask of a node; none where it cannot be said, or nothing is asked.
 #[must_use]
-pub fn asks(index: &Index, pod: &Pod, candidates: &[Cow<'_, str>]) -> Vec<Ask> {
+pub fn asks(index: &Index, pod: &Pod, candidates: &[impl AsRef<str>]) -> Vec<Ask> {
     needs(index, pod, candidates)
         .map(|needs| needs.asks)
         .unwrap_or_default()
 }
 
-/// Scores the candidates for a pod: 0 to 10, and 0 for all where nothing can be said.
+/// Scores the candidates for a pod: 0 to 10, and none where nothing can be said, or all are alike.
 #[must_use]
-pub fn prioritize(index: &Index, pod: &Pod, candidates: &[Cow<'_, str>]) -> Vec<i64> {
+pub fn prioritize(index: &Index, pod: &Pod, candidates: &[impl AsRef<str>]) -> Vec<i64> {
     let Ok(needs) = needs(index, pod, candidates) else {
-        return vec![0; candidates.len()];
+        return Vec::new();
     };
     if needs.asks.is_empty() {
-        return vec![0; candidates.len()];
+        return Vec::new();
     }
     let none = Besides::default();
     let count = i64::try_from(needs.scorings.len()).unwrap_or(1).max(1);
@@ -217,7 +217,7 @@ pub fn prioritize(index: &Index, pod: &Pod, candidates: &[Cow<'_, str>]) -> Vec<
     candidates
         .iter()
         .map(|name| {
-            let slot = index.slot(name);
+            let slot = index.slot(name.as_ref());
             let standing = |at: usize| slot.map_or(Standing::Absent, |slot| boards[at].cell(slot).standing(&none));
             placement::fits(&needs.asks, standing).map_or(0, score)
         })
@@ -256,19 +256,19 @@ fn boards<'a>(index: &'a Index, asks: &[Ask]) -> Vec<&'a Board> {
     asks.iter().map(|ask| index.board(&ask.class)).collect()
 }
 
-fn view(index: &Index, needs: &Needs, candidates: &[Cow<'_, str>], crowd: &Crowd<'_>) -> View {
+fn view(index: &Index, needs: &Needs, candidates: &[impl AsRef<str>], crowd: &Crowd<'_>) -> View {
     let mut view = View {
         passed: Vec::with_capacity(candidates.len()),
         ..View::default()
     };
     let (none, boards) = (Besides::default(), boards(index, &needs.asks));
     for (at, name) in candidates.iter().enumerate() {
-        if needs.pinned.as_deref().is_some_and(|pinned| pinned != name) {
+        if needs.pinned.as_deref().is_some_and(|pinned| pinned != name.as_ref()) {
             let text = || "node(s) were not the one selected for a volume of the pod".into();
             view.refuse(at, Cause::OtherNode, (0, 0), text);
             continue;
         }
-        let slot = index.slot(name);
+        let slot = index.slot(name.as_ref());
         let fits = |besides: &Besides| {
             let standing = |at: usize| slot.map_or(Standing::Absent, |slot| boards[at].cell(slot).standing(besides));
             placement::fits(&needs.asks, standing)
@@ -322,7 +322,7 @@ const fn cause(refusal: Refusal) -> Cause {
 }
 
 /// What a pod's claims ask for. A claim of another provisioner never matters; of ours only those without a volume do.
-fn needs(index: &Index, pod: &Pod, candidates: &[Cow<'_, str>]) -> Result<Needs, Unclear> {
+fn needs(index: &Index, pod: &Pod, candidates: &[impl AsRef<str>]) -> Result<Needs, Unclear> {
     if !index.is_filled() {
         let missing: Vec<_> = index.missing().into_iter().map(|kind| kind.as_str()).collect();
         let text = format!("not ready, caches are being filled: {}", missing.join(", "));
@@ -346,7 +346,7 @@ fn needs(index: &Index, pod: &Pod, candidates: &[Cow<'_, str>]) -> Result<Needs,
                 let text = format!("PersistentVolumeClaim {}: {problem}", wanted.name);
                 return Err(Unclear::Refuse(Cause::InvalidClaim, text));
             }
-            Stand::Selected { node, .. } if candidates.iter().any(|candidate| *candidate != node) => {
+            Stand::Selected { node, .. } if candidates.iter().any(|candidate| candidate.as_ref() != node) => {
                 // The scheduler offers other nodes only if it knows the selection to be withdrawn.
                 return Err(unseen("was selected to another node when last seen"));
             }
@@ -483,4 +483,4 @@ fn selected<'a>(index: &'a Index, claim: &'a Claim) -> Option<&'a str> {
 
 #[cfg(test)]
 #[path = "decide_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -1,6 +1,5 @@
 //! filter, prioritize and preempt: asks the index, and waits for the watches where that would change the answer.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Instant;
@@ -103,7 +102,7 @@ impl Extender {
     }
 
     /// Which of the candidates can hold the pod's claims.
-    pub async fn filter(&self, pod: &Pod, candidates: &[Cow<'_, str>]) -> Answer {
+    pub async fn filter(&self, pod: &Pod, candidates: &[impl AsRef<str>]) -> Answer {
         self.called.notify_one();
         if pod.claims().is_empty() {
             return Answer::All;
@@ -116,7 +115,7 @@ impl Extender {
     /// On which of the candidates the pod's claims would have room if pods there were evicted. That frees no volume, so it is
     /// the room that there is now; pods that were answered just before may leave it yet. Nothing is remembered: the pod is
     /// filtered before it is placed.
-    pub async fn preempt(&self, pod: &Pod, candidates: &[Cow<'_, str>]) -> Answer {
+    pub async fn preempt(&self, pod: &Pod, candidates: &[impl AsRef<str>]) -> Answer {
         self.called.notify_one();
         if pod.claims().is_empty() {
             return Answer::All;
@@ -146,16 +145,16 @@ impl Extender {
         }
     }
 
-    /// Scores the candidates for a pod.
+    /// Scores the candidates for a pod; an empty list where all are alike to us, as kube-scheduler takes it.
     #[must_use]
-    pub fn prioritize(&self, pod: &Pod, candidates: &[Cow<'_, str>]) -> Vec<i64> {
+    pub fn prioritize(&self, pod: &Pod, candidates: &[impl AsRef<str>]) -> Vec<i64> {
         if pod.claims().is_empty() {
-            return vec![0; candidates.len()];
+            return Vec::new();
         }
         self.read(|index| decide::prioritize(index, pod, candidates))
     }
 
-    fn decide(&self, pod: &Pod, candidates: &[Cow<'_, str>], begun: Instant) -> Verdict {
+    fn decide(&self, pod: &Pod, candidates: &[impl AsRef<str>], begun: Instant) -> Verdict {
         // One decision at a time: two schedulers must not be promised the same space.
         let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();

@@ -1,12 +1,14 @@
 //! Quarry's scheduler extender: tells kube-scheduler on which nodes a pod's claims have room.
 //!
-//! [`watch`] keeps [`index`]; [`server`] reads what kube-scheduler asks ([`api`]); [`handlers`] answers by [`decide`].
+//! [`watch`] keeps [`index`]; [`server`] reads what kube-scheduler asks ([`api`]) and writes the [`answer`] that
+//! [`handlers`] gives by [`decide`].
 //! [`tls`] keeps the certificate that kube-scheduler is shown, [`calls`] tells that it calls.
 //! [`liveness`] keeps new volumes away from nodes whose manager is silent.
 //! Beside that, [`advice`] says in events what is wrong with classes and claims, and one of all extenders cleans up after
 //! [`nodes`] that are gone: [`cleanup`]. [`plugin`] is `kubectl quarry`, which explains the same decision to people.
 
 pub mod advice;
+pub mod answer;
 pub mod answered;
 pub mod api;
 pub mod args;

@@ -15,11 +15,11 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use futures::StreamExt;
-use serde::{Serialize, Serializer};
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::api::{ExtenderArgs, FilterResult, HostPriority, NodeListResult, Passed, Refused};
+use crate::answer;
+use crate::api::ExtenderArgs;
 use crate::decide::Answer;
 use crate::handlers::Extender;
 use crate::preemption::{PreemptionArgs, PreemptionResult};
@@ -127,8 +127,11 @@ async fn filter(State(server): State<Server>, request: Request) -> Result<Respon
     let mut args: ExtenderArgs<'_> = serde_json::from_slice(&body.bytes)?;
     let names = args.names()?;
     let answer = server.extender.filter(&args.pod, &names).await;
-    log(&args, &names, &answer);
-    let response = server.respond("filter", body.bytes.len(), &filter_result(&args, &names, &answer))?;
+    log(&args, names.len(), &answer);
+    let objects = args.nodes.as_ref().and_then(|nodes| nodes.items.as_deref());
+    let response = server.respond("filter", body.bytes.len(), |out| {
+        answer::filter(out, &names, objects, &answer)
+    })?;
     server.extender.metrics.served("filter", begun.elapsed());
     Ok(response)
 }
@@ -139,14 +142,8 @@ async fn prioritize(State(server): State<Server>, request: Request) -> Result<Re
     let mut args: ExtenderArgs<'_> = serde_json::from_slice(&body.bytes)?;
     let names = args.names()?;
     let scores = server.extender.prioritize(&args.pod, &names);
-    let response = server.respond(
-        "prioritize",
-        body.bytes.len().saturating_mul(2),
-        &Scores {
-            names: &names,
-            scores: &scores,
-        },
-    )?;
+    let about = body.bytes.len().saturating_mul(if scores.is_empty() { 0 } else { 2 });
+    let response = server.respond("prioritize", about, |out| answer::prioritize(out, &names, &scores))?;
     server.extender.metrics.served("prioritize", begun.elapsed());
     Ok(response)
 }
@@ -168,7 +165,7 @@ async fn preempt(State(server): State<Server>, request: Request) -> Result<Respo
     };
     let (pod, of, passed) = (&args.pod.metadata, candidates.len(), result.len());
     tracing::info!(pod.namespace, pod.name, of, passed, "asked where to evict pods");
-    let response = server.respond("preempt", 0, &result)?;
+    let response = server.respond("preempt", 0, |out| serde_json::to_writer(out, &result))?;
     server.extender.metrics.served("preempt", begun.elapsed());
     Ok(response)
 }
@@ -213,9 +210,14 @@ impl Server {
     }
 
     /// An answer of about so many bytes: what is set aside at once is not copied as it grows.
-    fn respond(&self, verb: &'static str, about: usize, answer: &impl Serialize) -> Result<Response, RequestError> {
+    fn respond(
+        &self,
+        verb: &'static str,
+        about: usize,
+        write: impl FnOnce(&mut Vec<u8>) -> serde_json::Result<()>,
+    ) -> Result<Response, RequestError> {
         let mut body = Vec::with_capacity(about.min(PREALLOCATED));
-        serde_json::to_writer(&mut body, answer).map_err(RequestError::Unwritable)?;
+        write(&mut body).map_err(RequestError::Unwritable)?;
         if self.dump {
             tracing::debug!(verb, "answer: {}", String::from_utf8_lossy(&body));
         }
@@ -263,55 +265,7 @@ async fn discard(mut parts: BodyDataStream, most: usize) {
     }
 }
 
-/// `HostPriorityList`.
-struct Scores<'a> {
-    names: &'a [Cow<'a, str>],
-    scores: &'a [i64],
-}
-
-impl Serialize for Scores<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let entries = self.names.iter().zip(self.scores);
-        serializer.collect_seq(entries.map(|(name, score)| HostPriority {
-            host: Cow::Borrowed(name),
-            score: *score,
-        }))
-    }
-}
-
-fn filter_result<'a>(args: &ExtenderArgs<'a>, names: &'a [Cow<'a, str>], answer: &'a Answer) -> FilterResult<'a> {
-    let (passed, failed, error) = match answer {
-        Answer::All => (Passed::All(names), Refused::default(), ""),
-        Answer::Some {
-            passed,
-            refused,
-            reasons,
-        } => {
-            let failed = Refused {
-                names,
-                refused,
-                reasons,
-            };
-            (Passed::At(names, passed), failed, "")
-        }
-        Answer::Error(_, text) => (Passed::All(&[]), Refused::default(), text.as_str()),
-    };
-    let items = args.nodes.as_ref().and_then(|nodes| nodes.items.as_ref());
-    FilterResult {
-        nodes: items.map(|items| {
-            NodeListResult::of(match passed {
-                Passed::All(names) => items.iter().copied().take(names.len()).collect(),
-                Passed::At(_, passed) => passed.iter().map(|at| items[*at]).collect(),
-            })
-        }),
-        node_names: passed,
-        failed_nodes: Refused::default(),
-        failed_and_unresolvable_nodes: failed,
-        error,
-    }
-}
-
-fn log(args: &ExtenderArgs<'_>, names: &[Cow<'_, str>], answer: &Answer) {
+fn log(args: &ExtenderArgs<'_>, of: usize, answer: &Answer) {
     let pod = &args.pod.metadata;
     match answer {
         Answer::All => {}
@@ -325,7 +279,7 @@ fn log(args: &ExtenderArgs<'_>, names: &[Cow<'_, str>], answer: &Answer) {
                 counts[*reason] += 1;
             }
             let reasons: BTreeMap<&str, usize> = reasons.iter().map(|reason| &*reason.text).zip(counts).collect();
-            let (of, passed) = (names.len(), passed.len());
+            let passed = passed.len();
             // A pod that may go anywhere is nothing that anybody looks for.
             if reasons.is_empty() {
                 tracing::debug!(pod.namespace, pod.name, of, "filtered");

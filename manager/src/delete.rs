@@ -298,7 +298,7 @@ async fn release(volume: &PersistentVolume, context: &Context) -> Result<(), Del
 }
 
 /// Failures that are said only when they last: kubelet lets go of a volume some seconds after its claim is gone.
-const SAID_AFTER: Duration = Duration::from_secs(4);
+const SAID_AFTER: Duration = Duration::from_secs(8);
 
 /// Says on the volume why it is still there.
 pub fn failed(volume: Arc<PersistentVolume>, error: &DeleteError, context: Arc<Context>, delay: Duration) {

@@ -130,11 +130,8 @@ async fn serve(
     };
     crash_point!("claim-before-wipe");
     // What is still `creating` was perhaps interrupted before it was wiped.
-    context
-        .wiper
-        .wipe_new(group.clone(), volume.clone(), tags)
-        .await
-        .map_err(ProvisionError::Wipe)?;
+    let wiped = context.wiper.wipe_new(group.clone(), volume.clone(), tags);
+    wiped.await.map_err(ProvisionError::Wipe)?;
     crash_point!("claim-after-wipe");
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &namespace(claim));
     let live = claims.get_opt(&claim.name_any()).await?;

@@ -32,12 +32,8 @@ impl Signatures {
     /// Every signature, sorted by offset, and what could not be looked at.
     /// Size and sector are in bytes.
     pub(crate) async fn find(&self, device: &str, size: u64, sector: u32) -> (Vec<Signature>, Vec<String>) {
-        let arguments = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
-        let (listed, probed, ends) = tokio::join!(
-            self.wipefs.run("wipefs", arguments(&["--no-act", "--json", device])),
-            self.blkid.run_any("blkid", arguments(&["-p", "-o", "export", device])),
-            ends(device.to_owned(), size, sector),
-        );
+        let listing = self.wipefs.run("wipefs", words(&["--no-act", "--json", device]));
+        let (listed, probed, ends) = tokio::join!(listing, self.probe(device), ends(device.to_owned(), size, sector));
         let (mut signatures, mut problems) = (Vec::new(), Vec::new());
         match listed
             .map_err(|error| error.to_string())
@@ -47,17 +43,9 @@ impl Signatures {
             Err(problem) => problems.push(problem),
         }
         match probed {
-            Ok(output) if output.code == 0 => {
-                add(&mut signatures, from_blkid(&String::from_utf8_lossy(&output.stdout)))
-            }
-            Ok(output) if output.code == NOTHING => {}
-            Ok(output) if output.code == AMBIVALENT && !signatures.is_empty() => {}
-            Ok(output) => problems.push(format!(
-                "blkid ended with code {}: {}",
-                output.code,
-                output.stderr.trim()
-            )),
-            Err(error) => problems.push(error.to_string()),
+            Ok(found) => add(&mut signatures, found),
+            Err(Unprobed::Ambivalent(_)) if !signatures.is_empty() => {}
+            Err(Unprobed::Ambivalent(problem) | Unprobed::Failed(problem)) => problems.push(problem),
         }
         match ends {
             Ok(found) => add(&mut signatures, found),
@@ -66,6 +54,49 @@ impl Signatures {
         signatures.sort_by_key(|signature| signature.offset);
         (signatures, problems)
     }
+
+    /// Whether there is any signature: by what kubelet itself asks before it makes a file system (`blkid -p`), and by looking
+    /// at both ends. What was found, and what could not be looked at; nothing of either on a clean device.
+    pub(crate) async fn any(&self, device: &str, size: u64, sector: u32) -> (Vec<Signature>, Vec<String>) {
+        let (probed, ends) = tokio::join!(self.probe(device), ends(device.to_owned(), size, sector));
+        let (mut signatures, mut problems) = (Vec::new(), Vec::new());
+        match probed {
+            Ok(found) => signatures = found,
+            Err(Unprobed::Ambivalent(problem) | Unprobed::Failed(problem)) => problems.push(problem),
+        }
+        match ends {
+            Ok(found) => add(&mut signatures, found),
+            Err(problem) => problems.push(problem),
+        }
+        (signatures, problems)
+    }
+
+    async fn probe(&self, device: &str) -> Result<Vec<Signature>, Unprobed> {
+        let ran = self
+            .blkid
+            .run_any("blkid", words(&["-p", "-o", "export", device]))
+            .await;
+        let output = ran.map_err(|error| Unprobed::Failed(error.to_string()))?;
+        let problem = || format!("blkid ended with code {}: {}", output.code, output.stderr.trim());
+        match output.code {
+            0 => Ok(from_blkid(&String::from_utf8_lossy(&output.stdout))),
+            NOTHING => Ok(Vec::new()),
+            AMBIVALENT => Err(Unprobed::Ambivalent(problem())),
+            _ => Err(Unprobed::Failed(problem())),
+        }
+    }
+}
+
+/// Why `blkid` named no signature.
+enum Unprobed {
+    /// It recognised several.
+    Ambivalent(String),
+    /// It could not look.
+    Failed(String),
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
 }
 
 /// Adds what is of a kind that is not known yet.
