@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use quarry_crds::extents::Bytes;
+use quarry_crds::extents::{Bytes, ExtentSize, Extents};
 
 use crate::board::Board;
 use crate::index::{Index, Slot};
@@ -76,6 +76,9 @@ struct Outstanding<'a> {
 pub struct Crowd<'a> {
     pods: Vec<Outstanding<'a>>,
     len: usize,
+    /// What all their claims ask for, in bytes, and how many they are.
+    size: Bytes,
+    claims: u64,
     /// Whether any claim is one of several pods.
     shared: bool,
     /// When the first of these pods will be given up.
@@ -144,6 +147,10 @@ impl Answered {
                 .into_iter()
                 .filter(|claim| own.iter().all(|own| own.uid != claim.uid));
             let claims: Vec<_> = others.map(|claim| (claim, index.board(&claim.class))).collect();
+            for (claim, _) in &claims {
+                crowd.size = Bytes(crowd.size.0.saturating_add(claim.size.0));
+                crowd.claims += 1;
+            }
             let nodes = &record.nodes;
             crowd.pods.push(Outstanding { claims, nodes });
         }
@@ -166,6 +173,13 @@ impl Crowd<'_> {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// What the others take of a volume group with extents of this size at most, if all of them are there: each claim is
+    /// rounded up to extents, so that one more for each is enough.
+    #[must_use]
+    pub fn at_most(&self, extent_size: ExtentSize) -> Extents {
+        extent_size.holding(self.size).plus(Extents(self.claims))
     }
 
     /// What the others may take on a node.

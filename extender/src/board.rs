@@ -1,7 +1,7 @@
 //! What one class has on each node, side by side: thousands of candidates are decided without following a pointer to each.
 //! It says nothing that a [`Node`] does not say, and is kept up by the index.
 
-use quarry_crds::extents::{Bytes, ExtentSize};
+use quarry_crds::extents::{Bytes, ExtentSize, Extents};
 use quarry_crds::placement::{Offer, Standing};
 
 use crate::index::Slot;
@@ -57,6 +57,18 @@ impl Cell {
         match self.standing {
             Standing::Ready(offer) => Standing::Ready(Offer {
                 free: offer.free.minus(besides.of(offer.group)),
+                ..offer
+            }),
+            other => other,
+        }
+    }
+
+    /// What the class has here, less as much of its volume group as `taken` says for its size of extents.
+    #[must_use]
+    pub fn standing_less(&self, taken: impl Fn(ExtentSize) -> Extents) -> Standing {
+        match self.standing {
+            Standing::Ready(offer) => Standing::Ready(Offer {
+                free: offer.free.minus(taken(offer.extent_size)),
                 ..offer
             }),
             other => other,

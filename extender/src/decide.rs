@@ -283,8 +283,13 @@ fn view(index: &Index, needs: &Needs, candidates: &[impl AsRef<str>], crowd: &Cr
             view.passed.push(at);
             continue;
         };
-        let besides = crowd.on(slot);
-        if !besides.is_empty() && fits(&besides).is_err() {
+        // Where there is room for all of them nobody has to be counted one by one.
+        let roomy = |at: usize| {
+            boards[at]
+                .cell(slot)
+                .standing_less(|extent_size| crowd.at_most(extent_size))
+        };
+        if !crowd.is_empty() && placement::fits(&needs.asks, roomy).is_err() && fits(&crowd.on(slot)).is_err() {
             let text = || "node(s) had local storage that pods scheduled just before may take".into();
             view.crowded = true;
             view.refuse(at, Cause::Crowded, (0, 0), text);

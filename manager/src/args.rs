@@ -69,6 +69,9 @@ pub struct Args {
     /// For how long the API server must have known nothing of a volume before it is removed, with --orphans=delete.
     #[arg(long, env = "QUARRY_ORPHAN_GRACE", default_value = "1h")]
     pub orphan_grace: humantime::Duration,
+    /// For how long volumes that were handed out are gathered before their tags say so, by one command for all of them.
+    #[arg(long, env = "QUARRY_READY_WITHIN", default_value = "60s")]
+    pub ready_within: humantime::Duration,
     /// How many claims are served at a time; LVM itself does one thing at a time in a volume group.
     #[arg(long, env = "QUARRY_CONCURRENCY", default_value_t = 8)]
     pub concurrency: u16,

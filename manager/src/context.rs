@@ -133,7 +133,7 @@ pub struct Objects {
     pub classes: Store<StorageClass>,
     /// The NodeLocalStorages of this node.
     pub storages: Store<NodeLocalStorage>,
-    /// Every claim.
+    /// The claims that concern this node.
     pub claims: Store<PersistentVolumeClaim>,
     /// The volumes of this node.
     pub volumes: Store<PersistentVolume>,

@@ -9,7 +9,7 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::controller::Action;
 use quarry_crds::names::{LOST_GROUP_ANNOTATION, VOLUME_FINALIZER};
 use quarry_crds::persistent_volume::{Disposal, OurVolume, disposal, ours};
-use quarry_crds::tags::{VolumeState, VolumeTags, unknown_version};
+use quarry_crds::tags::{VolumeState, VolumeTags, Wipe, unknown_version};
 use quarry_process::events::Saying;
 use serde_json::json;
 use thiserror::Error;
@@ -103,6 +103,21 @@ async fn mark_retained(our: &OurVolume, volume: &PersistentVolume, context: &Con
             .map_err(|error| DeleteError::Held(format!("it cannot be let go of yet: {error}")))?;
     }
     Ok(())
+}
+
+/// Tags a volume as one that is, or was in part, wiped and is to be removed, unless it says so already.
+async fn mark_deleting(volume: &VolumeRef, tags: &VolumeTags, context: &Context) -> Result<(), VolumeError> {
+    if tags.state == VolumeState::Deleting {
+        return Ok(());
+    }
+    change_state(volume.clone(), VolumeState::Deleting, context).await
+}
+
+/// Marks a volume that is wiped, perhaps in part, and still there. Where that fails too, the next attempt does it.
+async fn not_gone(volume: &VolumeRef, tags: &VolumeTags, context: &Context) {
+    if let Err(error) = mark_deleting(volume, tags, context).await {
+        tracing::warn!(%volume, %error, "not marked as being removed");
+    }
 }
 
 /// Tags a volume of ours with a state, whatever it was in.
@@ -203,8 +218,9 @@ async fn remove(our: &OurVolume, volume: &PersistentVolume, context: &Context) -
     }
 }
 
-/// Wipes a logical volume of ours as its tags say and removes it, where nobody holds it. Before the first byte is wiped
-/// its tag says `deleting`, so that it is never handed out or kept as if it were whole.
+/// Wipes a logical volume of ours as its tags say and removes it, where nobody holds it. Its tag says `deleting` before the
+/// first block of it is wiped, or, where only its signatures are, as soon as it is not gone after that: so that it is never
+/// kept as if it were whole (docs/design/0008).
 ///
 /// # Errors
 /// Something stands in the way; nothing that was not wiped is removed.
@@ -226,10 +242,13 @@ pub async fn wipe_and_remove(
     }
     let reference = group.reference_to(logical);
     let changed = |error: VolumeError| DeleteError::Held(format!("{name} cannot be removed yet: {error}"));
-    if tags.state != VolumeState::Deleting {
-        change_state(reference.clone(), VolumeState::Deleting, context)
-            .await
-            .map_err(changed)?;
+    // Nothing is wiped that cannot be removed.
+    if let Some(problem) = context.inventory.get().problem_of(group) {
+        let group = group.reference();
+        return Err(changed(VolumeError::GroupUnusable { group, problem }));
+    }
+    if tags.wipe != Wipe::Signatures {
+        mark_deleting(&reference, tags, context).await.map_err(changed)?;
         crash_point!("delete-after-tag");
     }
     // What was deactivated by hand has no device that could be wiped.
@@ -240,11 +259,23 @@ pub async fn wipe_and_remove(
     crash_point!("delete-before-wipe");
     match context.wipes.step(&context.wiper, group, logical, tags).await {
         Progress::Done => {}
-        Progress::Running => return Ok(Removed::NotYet),
-        Progress::Failed(error) => return Err(DeleteError::Wipe(name, error)),
+        Progress::Running => {
+            not_gone(&reference, tags, context).await;
+            return Ok(Removed::NotYet);
+        }
+        Progress::Failed(error) => {
+            not_gone(&reference, tags, context).await;
+            return Err(DeleteError::Wipe(name, error));
+        }
     }
     crash_point!("delete-after-wipe");
-    let done = context.lvm.remove_volume(reference).await?;
+    let done = match context.lvm.remove_volume(reference.clone()).await {
+        Ok(done) => done,
+        Err(error) => {
+            not_gone(&reference, tags, context).await;
+            return Err(error.into());
+        }
+    };
     crash_point!("delete-after-lvremove");
     context.inventory.set(done.state);
     context.metrics.removed();

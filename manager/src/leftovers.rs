@@ -95,9 +95,15 @@ fn suspects(context: &Context) -> Vec<(VolumeGroup, LogicalVolume, VolumeTags)> 
                 VolumeState::Ready | VolumeState::Retained => false,
             };
             let unknown = context.objects.volume(&volume.name).is_none();
-            if interrupted && unknown && volume.name == volume_name(&tags.claim_uid) {
-                found.push((group.clone(), volume.clone(), tags));
+            if !interrupted || !unknown || volume.name != volume_name(&tags.claim_uid) {
+                continue;
             }
+            if context.ready_tags.is_awaited(&volume.uuid) {
+                // It was handed out, and somebody has taken its objects away by force: it is an orphan, and says so soon.
+                context.ready_tags.hurry();
+                continue;
+            }
+            found.push((group.clone(), volume.clone(), tags));
         }
     }
     found

@@ -9,6 +9,7 @@ mod crash_points;
 
 pub mod args;
 pub mod capacity;
+pub mod claims;
 pub mod context;
 pub mod delete;
 pub mod disk_faults;

@@ -37,7 +37,10 @@ use crate::volume_group::Groups;
 use crate::wake::{self, Wake};
 use crate::wipe::Eraser;
 use crate::wipe::Wipes;
-use crate::{capacity, delete, leftovers, machine, node_lock, orphans, provision};
+use crate::{capacity, claims, delete, leftovers, machine, node_lock, orphans, provision};
+
+/// How long the last volumes that were handed out may take to be marked, at the end.
+const MARKED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Runs the manager until it is told to stop, and then until LVM has ended what it was doing.
 ///
@@ -85,12 +88,15 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         .await
         .context("the API server cannot be reached")?;
     let (objects, controllers, changed) = watch(&client, &args, &ready, &shutdown);
-    let (ready_tags, waiting) = ReadyTags::new();
-    tokio::spawn(ready_tags::run(
-        waiting,
+    let ready_tags = ReadyTags::default();
+    // It ends after whatever hands volumes out.
+    let handed_out = Shutdown::new();
+    let marking = tokio::spawn(ready_tags::run(
+        ready_tags.clone(),
         lvm.clone(),
         inventory.clone(),
-        shutdown.clone(),
+        args.ready_within.into(),
+        handed_out.clone(),
     ));
     tokio::spawn(
         inventory
@@ -130,6 +136,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         () = controllers.run(context, args.concurrency, args.startup_taint, pulse, sweeping, shutdown) => {}
         served = admin => served.context("the admin server ended")?.context("the admin port cannot be served")?,
     }
+    handed_out.ask();
+    let _ = tokio::time::timeout(MARKED_WITHIN, marking).await;
     // What LVM is doing is done to its end; nothing new begins.
     let _settled = lvm.settle().await;
     Ok(())
@@ -167,7 +175,7 @@ async fn activate(lvm: &dyn Lvm, inventory: &Inventory) {
 }
 
 struct Controllers {
-    claims: Controller<PersistentVolumeClaim>,
+    claims: claims::Touched,
     volumes: Controller<PersistentVolume>,
     objects: Objects,
     ready: Ready,
@@ -178,7 +186,7 @@ fn watch(client: &Client, args: &Args, ready: &Ready, shutdown: &Shutdown) -> (O
     let of_node = watcher::Config::default().fields(&format!("metadata.name={}", args.node_name));
     let here = watcher::Config::default().fields(&format!("spec.nodeName={}", args.node_name));
     let held = watcher::Config::default().labels(&format!("{NODE_LABEL}={}", labels::value(&args.node_name)));
-    let claims = Controller::new(Api::all(client.clone()), watcher::Config::default());
+    let (kept, touched) = claims::watch(Api::all(client.clone()), &args.node_name);
     let volumes = Controller::new(Api::all(client.clone()), held);
     let objects = Objects {
         // kubelet writes the node's status every few seconds; only its labels and taints matter here.
@@ -209,13 +217,13 @@ fn watch(client: &Client, args: &Args, ready: &Ready, shutdown: &Shutdown) -> (O
             shutdown,
             version,
         ),
-        claims: claims.store(),
+        claims: kept,
         volumes: volumes.store(),
     };
     (
         objects.clone(),
         Controllers {
-            claims,
+            claims: touched,
             volumes,
             objects,
             ready: ready.clone(),
@@ -283,31 +291,31 @@ impl Controllers {
         let config = controller::Config::default().concurrency(concurrency);
         let claim_retry = Retry::default();
         let volume_retry = Retry::default();
-        let claims = self
-            .claims
-            .with_config(config.clone())
-            .graceful_shutdown_on(asked(&shutdown))
-            .run(
-                {
-                    let retry = claim_retry.clone();
-                    move |claim, context| {
-                        let retry = retry.clone();
-                        async move {
-                            let key = ObjectRef::from_obj(&*claim).to_string();
-                            let result = provision::reconcile(claim, context).await;
-                            retry.note(&key, result.is_ok());
-                            result
-                        }
-                    }
-                },
-                move |claim, error, context| {
-                    context.metrics.failed("claim");
-                    let delay = claim_retry.delay(&ObjectRef::from_obj(&*claim).to_string());
-                    provision::failed(claim, error, context);
-                    controller::Action::requeue(delay)
-                },
-                context.clone(),
-            );
+        let claims = controller::applier(
+            {
+                let retry = claim_retry.clone();
+                move |claim: Arc<PersistentVolumeClaim>, context| {
+                    let retry = retry.clone();
+                    Box::pin(async move {
+                        let key = ObjectRef::from_obj(&*claim).to_string();
+                        let result = provision::reconcile(claim, context).await;
+                        retry.note(&key, result.is_ok());
+                        result
+                    })
+                }
+            },
+            move |claim, error, context| {
+                context.metrics.failed("claim");
+                let delay = claim_retry.delay(&ObjectRef::from_obj(&*claim).to_string());
+                provision::failed(claim, error, context);
+                controller::Action::requeue(delay)
+            },
+            context.clone(),
+            self.objects.claims.clone(),
+            // What is under way is ended.
+            self.claims.take_until(Box::pin(asked(&shutdown))),
+            config.clone(),
+        );
         let volumes = self
             .volumes
             .with_config(config)

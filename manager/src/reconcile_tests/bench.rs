@@ -14,7 +14,6 @@ use quarry_crds::{Bytes, NodeLocalStorage};
 use quarry_process::events::Events;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::fakes::{FakeWiper, Log, Probe};
 use crate::context::{Context, Objects};
@@ -22,7 +21,7 @@ use crate::delete::{self, DeleteError};
 use crate::fake_api::FakeApi;
 use crate::inventory::Inventory;
 use crate::lvm::fake::Fault;
-use crate::lvm::{CreateVolume, FakeLvm, LogicalVolume, Lvm as _, VolumeRef};
+use crate::lvm::{CreateVolume, FakeLvm, LogicalVolume, Lvm as _};
 use crate::metrics::Metrics;
 use crate::orphans::Orphans;
 use crate::provision::{self, ProvisionError};
@@ -73,7 +72,6 @@ pub struct Bench {
     pub context: Arc<Context>,
     log: Log,
     writers: Writers,
-    ready: UnboundedReceiver<VolumeRef>,
 }
 
 pub fn class(mode: &str) -> Value {
@@ -134,7 +132,6 @@ impl Bench {
             vec![json!({"metadata": {"name": "w1", "labels": labels}})],
         );
         fill(&mut class_writer, vec![class]);
-        let (ready_tags, ready) = ReadyTags::new();
         let disks = Arc::new(Probe::default());
         let mut registry = Registry::default();
         let context = Context {
@@ -147,7 +144,7 @@ impl Bench {
             wiper: wiper.clone(),
             events: Events::new(api.client(), EVENT_COMPONENT, "w1"),
             metrics: Metrics::new(&mut registry),
-            ready_tags,
+            ready_tags: ReadyTags::default(),
             changed: Arc::default(),
             wake: Wake::default(),
             storage_capacity: StorageCapacity::default(),
@@ -179,7 +176,6 @@ impl Bench {
             context,
             log,
             writers,
-            ready,
         }
     }
 
@@ -324,15 +320,16 @@ impl Bench {
 
     /// Marks what is to be marked as ready, each once.
     pub async fn mark(&mut self) {
-        while let Ok(volume) = self.ready.try_recv() {
-            let _ = crate::ready_tags::mark(&*self.lvm, &self.context.inventory, volume).await;
+        for volume in self.context.ready_tags.take() {
+            let _ = crate::ready_tags::mark(&*self.lvm, &self.context.inventory, volume.clone()).await;
+            self.context.ready_tags.done(&volume);
         }
     }
 
     /// Which volumes are to be marked as ready.
     pub fn marked(&mut self) -> Vec<String> {
-        std::iter::from_fn(|| self.ready.try_recv().ok())
-            .map(|volume| volume.name)
-            .collect()
+        let volumes = self.context.ready_tags.take();
+        volumes.iter().for_each(|volume| self.context.ready_tags.done(volume));
+        volumes.into_iter().map(|volume| volume.name).collect()
     }
 }

@@ -55,7 +55,6 @@ async fn a_released_volume_is_wiped_and_removed_and_then_forgotten() {
         bench.log(),
         [
             "get persistentvolumes/pvc-u-1",
-            "ChangeTags pvc-u-1",
             "wipe old pvc-u-1",
             "RemoveVolume pvc-u-1",
             "delete persistentvolumes/pvc-u-1",
@@ -183,7 +182,7 @@ async fn what_was_deactivated_by_hand_is_activated_to_be_wiped() {
         .lvm
         .by_hand(|state| state.groups[0].logical_volumes[0].active = Some(false));
     bench.refresh().await;
-    bench.fault_after(1, Fault::Refuse);
+    bench.fault(Fault::Refuse);
     let error = bench.volume().await.expect_err("not active").to_string();
     assert!(error.contains("fast/pvc-u-1 cannot be removed yet"), "{error}");
     assert!(!bench.log().contains(&"wipe old pvc-u-1".to_owned()) && bench.volumes().len() == 1);
@@ -196,31 +195,60 @@ async fn what_was_deactivated_by_hand_is_activated_to_be_wiped() {
     );
 }
 
-/// Before the first byte is wiped the volume says so itself: if the tag cannot be set, nothing is wiped.
+/// A released volume of a class that has volumes wiped like this.
+async fn volume_wiped_by(wipe: &str) -> Bench {
+    let mut class = class("WaitForFirstConsumer");
+    class["parameters"]["wipe"] = json!(wipe);
+    let mut bench = Bench::of(class).await;
+    bench.put(CLAIMS, claim(Some("w1"), "101Mi"));
+    bench.claim().await.expect("served");
+    bench
+        .api
+        .objects(|objects| objects.change(VOLUMES, VOLUME, &released()));
+    bench.sync();
+    bench.forget();
+    bench
+}
+
+/// Before the first block is wiped the volume says so itself: if the tag cannot be set, nothing is wiped.
 #[tokio::test]
-async fn nothing_is_wiped_before_the_volume_is_marked() {
+async fn no_block_is_wiped_before_the_volume_is_marked() {
+    for wipe in ["discard", "zero"] {
+        for fault in [Fault::Refuse, Fault::Nothing, Fault::DeadlineBefore] {
+            let bench = volume_wiped_by(wipe).await;
+            bench.fault(fault);
+            bench.volume().await.expect_err("not marked");
+            assert!(!bench.log().contains(&"wipe old pvc-u-1".to_owned()), "{fault:?}");
+            is_kept(&bench);
+            bench.volume().await.expect("removed");
+            let log = bench.log();
+            let at = |line: &str| log.iter().position(|seen| seen.starts_with(line)).expect(line);
+            assert!(
+                at("ChangeTags") < at("wipe old") && at("wipe old") < at("RemoveVolume"),
+                "{log:?}"
+            );
+        }
+    }
+}
+
+/// Where only signatures are wiped one command removes the volume, and one that is still there after it says so.
+#[tokio::test]
+async fn what_is_wiped_and_not_gone_is_marked() {
     for fault in [Fault::Refuse, Fault::Nothing, Fault::DeadlineBefore] {
         let bench = volume_that(released()).await;
         bench.fault(fault);
-        bench.volume().await.expect_err("not marked");
-        assert!(!bench.log().contains(&"wipe old pvc-u-1".to_owned()), "{fault:?}");
+        bench.volume().await.expect_err("not removed");
+        assert_eq!(state(&bench), VolumeState::Deleting, "{fault:?}");
         is_kept(&bench);
         bench.volume().await.expect("removed");
+        assert!(bench.volumes().is_empty());
     }
 }
 
 #[tokio::test]
 async fn the_class_says_how_a_volume_is_wiped() {
     for wipe in ["signatures", "discard", "zero"] {
-        let mut class = class("WaitForFirstConsumer");
-        class["parameters"]["wipe"] = json!(wipe);
-        let mut bench = Bench::of(class).await;
-        bench.put(CLAIMS, claim(Some("w1"), "101Mi"));
-        bench.claim().await.expect("served");
-        bench
-            .api
-            .objects(|objects| objects.change(VOLUMES, VOLUME, &released()));
-        bench.sync();
+        let bench = volume_wiped_by(wipe).await;
         bench.volume().await.expect("removed");
         let told = bench.wiper.told.lock().expect("not poisoned");
         let wipes: Vec<&str> = told.iter().map(|tags| tags.wipe.text()).collect();

@@ -167,6 +167,17 @@ async fn one_that_is_handed_out_while_it_is_a_suspect_stays() {
     assert_eq!(bench.volumes().len(), 1);
 }
 
+/// It was handed out, and its objects were taken away by force before its tag said so.
+#[tokio::test(start_paused = true)]
+async fn one_that_was_handed_out_a_moment_ago_stays() {
+    let bench = creating().await;
+    let state = bench.context.inventory.get();
+    let volume = state.groups[0].reference_to(&state.groups[0].logical_volumes[0]);
+    bench.context.ready_tags.mark(volume);
+    sweep(&bench).await;
+    assert_eq!((bench.volumes().len(), bench.log()), (1, vec![]));
+}
+
 /// Its PersistentVolume was let go of by force while it was being wiped.
 #[tokio::test(start_paused = true)]
 async fn what_was_being_removed_is_wiped_and_removed_without_its_object() {

@@ -11,6 +11,9 @@ use crate::lvm::VolumeRef;
 use crate::lvm::fake::Fault;
 use crate::ready_tags::{self, ReadyTags};
 
+/// For how long volumes are gathered.
+const WITHIN: Duration = Duration::from_secs(60);
+
 /// A volume that is `creating`.
 async fn made(bench: &Bench, uid: &str) -> VolumeRef {
     let volume = bench.make(&format!("pvc-{uid}"), 10, tags(uid)).await;
@@ -20,18 +23,20 @@ async fn made(bench: &Bench, uid: &str) -> VolumeRef {
 
 /// Marks these volumes, one after another.
 async fn mark(bench: &Bench, volumes: &[&VolumeRef]) {
-    let (queue, waiting) = ReadyTags::new();
+    let waiting = ReadyTags::default();
     for volume in volumes {
-        queue.mark((*volume).clone());
+        waiting.mark((*volume).clone());
     }
-    drop(queue);
-    ready_tags::run(
-        waiting,
-        bench.lvm.clone(),
-        bench.context.inventory.clone(),
-        Shutdown::new(),
-    )
-    .await;
+    run_for(bench, &waiting, WITHIN * 3 / 2).await;
+}
+
+/// Lets it run for so long.
+async fn run_for(bench: &Bench, waiting: &ReadyTags, time: Duration) {
+    let inventory = bench.context.inventory.clone();
+    let running = ready_tags::run(waiting.clone(), bench.lvm.clone(), inventory, WITHIN, Shutdown::new());
+    tokio::time::timeout(time, running)
+        .await
+        .expect_err("it goes on until it is told to stop");
 }
 
 /// The states of all volumes that are known.
@@ -116,13 +121,56 @@ async fn a_volume_that_is_not_ours_is_not_changed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_ends_when_it_is_told_to() {
+async fn volumes_are_gathered_unless_somebody_is_in_a_hurry() {
     let bench = Bench::new().await;
-    let (_queue, waiting) = ReadyTags::new();
+    let waiting = ReadyTags::default();
+    let first = made(&bench, "u-1").await;
+    waiting.mark(first.clone());
+    run_for(&bench, &waiting, WITHIN / 2).await;
+    assert_eq!(states(&bench), [VolumeState::Creating]);
+    assert!(waiting.is_awaited(&first.uuid));
+    let second = made(&bench, "u-2").await;
+    waiting.mark(second);
+    waiting.hurry();
+    run_for(&bench, &waiting, Duration::from_secs(1)).await;
+    assert_eq!(states(&bench), [VolumeState::Ready; 2]);
+    assert!(!waiting.is_awaited(&first.uuid));
+    // Many do not wait for more: these are gone, all but one.
+    for number in 0..63 {
+        let uuid = format!("{number}");
+        waiting.mark(VolumeRef { uuid, ..first.clone() });
+    }
+    let last = made(&bench, "u-3").await;
+    waiting.mark(last.clone());
+    run_for(&bench, &waiting, Duration::from_secs(1)).await;
+    assert_eq!(states(&bench), [VolumeState::Ready; 3]);
+    assert!(!waiting.is_awaited(&last.uuid));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_gone_by_then_costs_no_command() {
+    let bench = Bench::new().await;
+    let volume = made(&bench, "u-1").await;
+    bench.lvm.by_hand(|state| state.groups[0].logical_volumes.clear());
+    bench.refresh().await;
+    let commands = bench.lvm.journal().len();
+    mark(&bench, &[&volume]).await;
+    assert_eq!(bench.lvm.journal().len(), commands);
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_the_end_whatever_waits_is_marked() {
+    let bench = Bench::new().await;
+    let waiting = ReadyTags::default();
+    for uid in ["u-1", "u-2"] {
+        waiting.mark(made(&bench, uid).await);
+    }
     let shutdown = Shutdown::new();
     shutdown.ask();
-    let running = ready_tags::run(waiting, bench.lvm.clone(), bench.context.inventory.clone(), shutdown);
-    tokio::time::timeout(Duration::from_secs(60), running)
+    let inventory = bench.context.inventory.clone();
+    let running = ready_tags::run(waiting, bench.lvm.clone(), inventory, WITHIN, shutdown);
+    tokio::time::timeout(Duration::from_secs(1), running)
         .await
         .expect("ended");
+    assert_eq!(states(&bench), [VolumeState::Ready; 2]);
 }

@@ -7,6 +7,7 @@ pub mod extender;
 pub mod figure;
 pub mod fleet;
 pub mod index;
+pub mod memory;
 pub mod run;
 pub mod samples;
 pub mod scheduling;

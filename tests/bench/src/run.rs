@@ -15,7 +15,7 @@ use tokio::process::Command;
 
 use crate::figure::{Figure, table};
 use crate::fleet::{self, Claims};
-use crate::{burst, extender, index, scheduling, volumes, watches};
+use crate::{burst, extender, index, memory, scheduling, volumes, watches};
 
 /// Measures a group of figures. What was found before it failed counts too.
 type Measure = for<'a> fn(&'a mut Vec<Figure>) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
@@ -25,6 +25,7 @@ const GROUPS: &[(&str, Measure)] = &[
     ("extender", |found| Box::pin(extender::figures(found))),
     ("index", |found| Box::pin(index::figures(found))),
     ("volumes", |found| Box::pin(volumes::figures(found))),
+    ("memory", |found| Box::pin(memory::figures(found))),
     ("watches", |found| Box::pin(watches::figures(found))),
     ("burst", |found| Box::pin(burst::figures(found))),
     ("scheduling", |found| Box::pin(scheduling::figures(found))),

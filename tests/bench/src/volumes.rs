@@ -29,7 +29,7 @@ const ROUNDS: usize = 20;
 /// How many claims are given to a node at once.
 const AT_ONCE: usize = 100;
 /// The node that they are made on.
-const NODE: &str = "node2";
+pub(crate) const NODE: &str = "node2";
 /// For how long it is counted what is written while nothing happens.
 const REST: Duration = Duration::from_secs(90);
 /// How long changes take to be written, at most, after the last of them.
@@ -346,7 +346,7 @@ async fn nothing(test: &Test) -> Result<Duration> {
 }
 
 /// Resident memory of a program on the node, in MiB.
-async fn resident(test: &Test, program: &str) -> Result<f64> {
+pub(crate) async fn resident(test: &Test, program: &str) -> Result<f64> {
     let node = test.bed.node(NODE)?;
     let pids = node.run_ok(["pgrep", "-x", program]).await?;
     let pid = pids.split_whitespace().next().context("it does not run")?.to_owned();

@@ -95,6 +95,8 @@ impl Load {
             class("btrfs").parameter("fsType", "btrfs"),
             class("retain").with("reclaimPolicy", "Retain"),
             class("now").with("volumeBindingMode", "Immediate"),
+            // Marked before they are wiped; of others only signatures are, at once.
+            class("zero").parameter("wipe", "zero"),
         ] {
             let name = self.test.class(class).await?;
             self.test.ready(&name, 3).await?;

@@ -18,6 +18,8 @@ pub enum Leads {
     Reject,
     /// A claim that is deleted.
     Delete,
+    /// A claim whose volume is to be written with zeros, and that is deleted.
+    Wiped,
     /// A retained volume whose PersistentVolume is deleted.
     Forget,
     /// A claim that is deleted while its manager is dead.
@@ -62,6 +64,7 @@ fn parse(line: &str) -> anyhow::Result<Point> {
         "immediate" => Leads::Immediate,
         "reject" => Leads::Reject,
         "delete" => Leads::Delete,
+        "wiped" => Leads::Wiped,
         "forget" => Leads::Forget,
         "leftover" => Leads::Leftover,
         "unwanted" => Leads::Unwanted,

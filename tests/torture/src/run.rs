@@ -22,6 +22,8 @@ use crate::{observe, points, prove};
 /// The feature of the manager that has the points.
 const FEATURE: &str = "quarry-manager/crash-points";
 
+/// Where it is said for how long volumes are gathered to be marked: a kill waits for that.
+const READY_WITHIN: &str = "QUARRY_READY_WITHIN";
 /// After this without rest, what the cluster says of it is printed.
 const LONG: Duration = Duration::from_secs(25);
 /// So many of its last events are.
@@ -50,6 +52,7 @@ pub async fn run(args: &Args) -> Result<Report> {
     let seed = args.seed.unwrap_or(now.as_secs());
     println!("torture: make torture SEED={seed} KILLS={}", args.kills);
     let bed = Bed::up_with(&[FEATURE]).await?;
+    bed.manager_settings(&[(READY_WITHIN, Some("2s"))]).await?;
     let test = Arc::new(Test::new(bed, "torture"));
     test.begin().await?;
     let mut run = Run::begin(test.clone(), seed, args).await?;
@@ -68,6 +71,7 @@ pub async fn run(args: &Args) -> Result<Report> {
             return Ok(report);
         }
     }
+    test.bed.manager_settings(&[(READY_WITHIN, None)]).await?;
     test.end().await.context("cleaning up")?;
     Ok(report)
 }

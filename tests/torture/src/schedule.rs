@@ -28,7 +28,7 @@ pub enum Kind {
     Ephemeral,
     /// A pod with a volume that outlives its claim.
     Retain,
-    /// A raw volume without a pod, its node chosen by the driver as the scheduler would.
+    /// A raw volume without a pod, its node chosen by the driver as the scheduler would; written with zeros at its end.
     Raw,
     /// The same with a file system.
     Plain,
@@ -333,7 +333,8 @@ impl Schedule {
                 ops.push(Op::Create(workload));
                 ops
             }
-            Leads::Delete => self.delete(node),
+            Leads::Delete => self.delete(node, |kind| matches!(kind, Kind::Raw | Kind::Plain)),
+            Leads::Wiped => self.delete(node, |kind| kind == Kind::Raw),
             Leads::Forget => {
                 let workload = self.workload(Kind::Kept, node);
                 let number = workload.number;
@@ -367,8 +368,8 @@ impl Schedule {
         Vec::new()
     }
 
-    fn delete(&mut self, node: usize) -> Vec<Op> {
-        let here = |workload: &Workload| workload.node == node && matches!(workload.kind, Kind::Raw | Kind::Plain);
+    fn delete(&mut self, node: usize, of: fn(Kind) -> bool) -> Vec<Op> {
+        let here = |workload: &Workload| workload.node == node && of(workload.kind);
         let mut ops = self.room(node);
         let number = match self.pick(here) {
             Some(workload) => workload.number,

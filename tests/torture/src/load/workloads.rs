@@ -35,6 +35,7 @@ impl Load {
             Kind::Btrfs => "btrfs",
             Kind::Retain | Kind::Kept => "retain",
             Kind::Immediate => "now",
+            Kind::Raw => "zero",
             _ if name.starts_with('d') => "xfs",
             _ => "ext4",
         };
