@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify, watch};
+use tokio::time::Instant;
 
 use crate::lvm::{LogicalVolume, Lvm, Made, ReportError, State};
 
@@ -17,6 +18,9 @@ const AGAIN: Duration = Duration::from_secs(2);
 const LONGEST: Duration = Duration::from_secs(20);
 /// A burst of kernel events is one change.
 const SETTLE: Duration = Duration::from_millis(300);
+
+/// While commands of ours follow one another, there is a reading only so often.
+const BUSY: Duration = Duration::from_secs(5);
 
 /// What is known of LVM on this node.
 #[derive(Clone)]
@@ -168,7 +172,7 @@ impl Inventory {
             tokio::select! {
                 () = shutdown.wait() => return,
                 () = self.told(&events), if failures == 0 => {
-                    tokio::time::sleep(SETTLE).await;
+                    self.settled().await;
                     // Of what came meanwhile the reading tells too.
                     let _ = self.told(&events).now_or_never();
                 }
@@ -187,6 +191,18 @@ impl Inventory {
 }
 
 impl Inventory {
+    /// Waits until no command of ours is at work any more, or for some time: what is read meanwhile waits for LVM's lock, and
+    /// does not show what that command makes.
+    async fn settled(&self) {
+        let begun = Instant::now();
+        loop {
+            tokio::time::sleep(SETTLE).await;
+            if !self.lvm.is_busy() || begun.elapsed() >= BUSY {
+                return;
+            }
+        }
+    }
+
     /// Waits until a reading is due.
     async fn told(&self, events: &crate::uevent::BlockEvents) {
         tokio::select! {

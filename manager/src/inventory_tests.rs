@@ -161,3 +161,38 @@ async fn what_was_made_and_not_read_is_read_soon() {
     shutdown.ask();
     kept.await.expect("ended");
 }
+
+/// Commands that follow one another are not held up by readings that wait for LVM's lock; and a command that hangs hides
+/// nothing for long.
+#[tokio::test(start_paused = true)]
+async fn a_reading_waits_for_commands_of_ours_but_not_for_ever() {
+    let (lvm, inventory, [fast, _]) = two_groups().await;
+    let (looked, shutdown) = (Arc::new(Notify::new()), Shutdown::new());
+    let events = crate::uevent::BlockEvents::default();
+    let kept = tokio::spawn(inventory.clone().keep(events.clone(), looked.clone(), shutdown.clone()));
+    for ends in [true, false] {
+        // It is under way until it has read what it did.
+        let release = lvm.hold_next_read();
+        let (made, group, name) = (lvm.clone(), fast.clone(), format!("pvc-{ends}"));
+        let making = tokio::spawn(async move { made.create_volume(volume(&group, &name)).await });
+        while !lvm.is_busy() {
+            tokio::task::yield_now().await;
+        }
+        events.tell();
+        let early = tokio::time::timeout(BUSY / 2, looked.notified()).await;
+        early.expect_err("a command of ours is at work");
+        if ends {
+            drop(release);
+            making.await.expect("ended").expect("made");
+            let told = tokio::time::timeout(SETTLE * 2, looked.notified()).await;
+            told.expect("soon after its end");
+        } else {
+            let told = tokio::time::timeout(BUSY, looked.notified()).await;
+            told.expect("although it has not ended");
+            drop(release);
+            making.await.expect("ended").expect("made");
+        }
+    }
+    shutdown.ask();
+    kept.await.expect("ended");
+}

@@ -9,7 +9,6 @@ mod crash_points;
 
 pub mod args;
 pub mod capacity;
-pub mod claims;
 pub mod context;
 pub mod delete;
 pub mod disk_faults;
@@ -38,6 +37,7 @@ pub mod telling;
 pub mod uevent;
 pub mod volume_group;
 pub mod wake;
+pub mod watches;
 pub mod wipe;
 
 #[cfg(test)]

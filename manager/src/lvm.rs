@@ -105,6 +105,9 @@ pub trait Lvm: Send + Sync {
         physical_volume: String,
     ) -> BoxFuture<'_, Result<Done<VolumeGroup>, GroupError>>;
 
+    /// Whether a mutation is under way, or waits for its turn.
+    fn is_busy(&self) -> bool;
+
     /// Waits until no mutation is under way, and lets none begin while the result is held: for an orderly end.
     fn settle(&self) -> BoxFuture<'_, tokio::sync::OwnedRwLockWriteGuard<()>>;
 }

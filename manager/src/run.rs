@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
-use kube::runtime::controller::{self, Controller};
+use kube::runtime::controller::{self, Action};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource};
@@ -17,7 +17,6 @@ use quarry_crds::orphans::Policy;
 use quarry_crds::{NodeLocalStorage, labels, tags};
 use quarry_process::events::Events;
 use quarry_process::{Ready, Shutdown};
-use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 
 use crate::args::Args;
@@ -35,9 +34,10 @@ use crate::storage_capacity::StorageCapacity;
 use crate::uevent::BlockEvents;
 use crate::volume_group::Groups;
 use crate::wake::{self, Wake};
+use crate::watches::{self, Touched, asked, reflect};
 use crate::wipe::Eraser;
 use crate::wipe::Wipes;
-use crate::{capacity, claims, delete, leftovers, machine, node_lock, orphans, provision};
+use crate::{capacity, delete, leftovers, machine, node_lock, orphans, provision};
 
 /// How long the last volumes that were handed out may take to be marked, at the end.
 const MARKED_WITHIN: Duration = Duration::from_secs(30);
@@ -175,8 +175,8 @@ async fn activate(lvm: &dyn Lvm, inventory: &Inventory) {
 }
 
 struct Controllers {
-    claims: claims::Touched,
-    volumes: Controller<PersistentVolume>,
+    claims: Touched<PersistentVolumeClaim>,
+    volumes: Touched<PersistentVolume>,
     objects: Objects,
     ready: Ready,
 }
@@ -186,8 +186,8 @@ fn watch(client: &Client, args: &Args, ready: &Ready, shutdown: &Shutdown) -> (O
     let of_node = watcher::Config::default().fields(&format!("metadata.name={}", args.node_name));
     let here = watcher::Config::default().fields(&format!("spec.nodeName={}", args.node_name));
     let held = watcher::Config::default().labels(&format!("{NODE_LABEL}={}", labels::value(&args.node_name)));
-    let (kept, touched) = claims::watch(Api::all(client.clone()), &args.node_name);
-    let volumes = Controller::new(Api::all(client.clone()), held);
+    let (kept, claims) = watches::claims(Api::all(client.clone()), &args.node_name);
+    let (held, volumes) = watches::touched(watcher(Api::all(client.clone()), held).default_backoff());
     let objects = Objects {
         // kubelet writes the node's status every few seconds; only its labels and taints matter here.
         node: reflect(
@@ -218,12 +218,12 @@ fn watch(client: &Client, args: &Args, ready: &Ready, shutdown: &Shutdown) -> (O
             version,
         ),
         claims: kept,
-        volumes: volumes.store(),
+        volumes: held,
     };
     (
         objects.clone(),
         Controllers {
-            claims: touched,
+            claims,
             volumes,
             objects,
             ready: ready.clone(),
@@ -240,44 +240,6 @@ fn version<K: Resource>(object: &K) -> String {
     )
 }
 
-/// Watches objects into a store, and notifies where what matters of one changed.
-fn reflect<K>(
-    api: Api<K>,
-    config: watcher::Config,
-    changed: Arc<Notify>,
-    shutdown: &Shutdown,
-    matters: impl Fn(&K) -> String + Send + 'static,
-) -> Store<K>
-where
-    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
-{
-    let (store, writer) = reflector::store();
-    let stream = watcher(api, config).default_backoff().reflect(writer);
-    let shutdown = Box::pin(asked(shutdown));
-    tokio::spawn(async move {
-        let mut seen = std::collections::HashMap::new();
-        let mut stream = Box::pin(stream.take_until(shutdown));
-        while let Some(event) = stream.next().await {
-            match event {
-                Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => {
-                    let now = matters(&object);
-                    if seen.insert(ObjectRef::from_obj(&object), now.clone()) != Some(now) {
-                        changed.notify_one();
-                    }
-                }
-                Ok(watcher::Event::Delete(object)) => {
-                    seen.remove(&ObjectRef::from_obj(&object));
-                    changed.notify_one();
-                }
-                Ok(watcher::Event::InitDone) => changed.notify_one(),
-                Ok(watcher::Event::Init) => {}
-                Err(error) => tracing::warn!(%error, "a watch was interrupted"),
-            }
-        }
-    });
-    store
-}
-
 impl Controllers {
     async fn run(
         self,
@@ -289,58 +251,22 @@ impl Controllers {
         shutdown: Shutdown,
     ) {
         let config = controller::Config::default().concurrency(concurrency);
-        let claim_retry = Retry::default();
-        let volume_retry = Retry::default();
-        let claims = controller::applier(
-            {
-                let retry = claim_retry.clone();
-                move |claim: Arc<PersistentVolumeClaim>, context| {
-                    let retry = retry.clone();
-                    Box::pin(async move {
-                        let key = ObjectRef::from_obj(&*claim).to_string();
-                        let result = provision::reconcile(claim, context).await;
-                        retry.note(&key, result.is_ok());
-                        result
-                    })
-                }
-            },
-            move |claim, error, context| {
-                context.metrics.failed("claim");
-                let delay = claim_retry.delay(&ObjectRef::from_obj(&*claim).to_string());
-                provision::failed(claim, error, context);
-                controller::Action::requeue(delay)
-            },
-            context.clone(),
+        let claims = reconciling(
+            "claim",
+            self.claims.take_until(asked(&shutdown)),
             self.objects.claims.clone(),
-            // What is under way is ended.
-            self.claims.take_until(Box::pin(asked(&shutdown))),
-            config.clone(),
+            (context.clone(), config.clone()),
+            provision::reconcile,
+            |claim, error, context, _| provision::failed(claim, error, context),
         );
-        let volumes = self
-            .volumes
-            .with_config(config)
-            .graceful_shutdown_on(asked(&shutdown))
-            .run(
-                {
-                    let retry = volume_retry.clone();
-                    move |volume, context| {
-                        let retry = retry.clone();
-                        async move {
-                            let key = ObjectRef::from_obj(&*volume).to_string();
-                            let result = delete::reconcile(volume, context).await;
-                            retry.note(&key, result.is_ok());
-                            result
-                        }
-                    }
-                },
-                move |volume, error, context| {
-                    context.metrics.failed("volume");
-                    let delay = volume_retry.delay(&ObjectRef::from_obj(&*volume).to_string());
-                    delete::failed(volume, error, context, delay);
-                    controller::Action::requeue(delay)
-                },
-                context.clone(),
-            );
+        let volumes = reconciling(
+            "volume",
+            self.volumes.take_until(asked(&shutdown)),
+            self.objects.volumes.clone(),
+            (context.clone(), config),
+            delete::reconcile,
+            delete::failed,
+        );
         let passes = async {
             if filled(&self.objects, &self.ready).await {
                 let leftovers = leftovers::keep_away(context.clone(), shutdown.clone());
@@ -357,6 +283,45 @@ impl Controllers {
             () = async { shutdown.wait().await; tokio::time::sleep(Duration::from_secs(125)).await; } => {}
         }
     }
+}
+
+/// Reconciles what is touched, until no more is and what is under way is done; and again later where that failed.
+fn reconciling<K, E, F>(
+    kind: &'static str,
+    touched: impl Stream<Item = watcher::Result<ObjectRef<K>>>,
+    store: Store<K>,
+    (context, config): (Arc<Context>, controller::Config),
+    reconcile: fn(Arc<K>, Arc<Context>) -> F,
+    failed: fn(Arc<K>, &E, Arc<Context>, Duration),
+) -> impl Stream<Item = Result<(ObjectRef<K>, Action), impl std::fmt::Display>>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+    E: std::error::Error + 'static,
+    F: Future<Output = Result<Action, E>> + 'static,
+{
+    let retry = Retry::default();
+    let noted = retry.clone();
+    controller::applier(
+        move |object: Arc<K>, context| {
+            let retry = noted.clone();
+            Box::pin(async move {
+                let key = ObjectRef::from_obj(&*object).to_string();
+                let result = reconcile(object, context).await;
+                retry.note(&key, result.is_ok());
+                result
+            })
+        },
+        move |object, error, context: Arc<Context>| {
+            context.metrics.failed(kind);
+            let delay = retry.delay(&ObjectRef::from_obj(&*object).to_string());
+            failed(object, error, context, delay);
+            Action::requeue(delay)
+        },
+        context,
+        store,
+        touched,
+        config,
+    )
 }
 
 /// Waits until every watch has listed what there is.
@@ -393,10 +358,4 @@ async fn drain<T, E: std::fmt::Display>(stream: impl Stream<Item = Result<T, E>>
             tracing::debug!(%error, "reconciliation");
         }
     }
-}
-
-/// Ends once the end was asked for.
-fn asked(shutdown: &Shutdown) -> impl Future<Output = ()> + Send + Sync + 'static {
-    let shutdown = shutdown.clone();
-    async move { shutdown.wait().await }
 }

@@ -356,6 +356,10 @@ impl<B: Backend> Lvm for Engine<B> {
         })
     }
 
+    fn is_busy(&self) -> bool {
+        self.shared.running.try_write().is_err()
+    }
+
     fn settle(&self) -> BoxFuture<'_, OwnedRwLockWriteGuard<()>> {
         Box::pin(Arc::clone(&self.shared.running).write_owned())
     }

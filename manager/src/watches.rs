@@ -1,31 +1,92 @@
-//! The claims that concern this node, out of all claims of the cluster.
+//! What is kept of the objects that this node watches.
 //!
-//! The API server can select claims neither by an annotation nor by their class, so that every manager hears of all of them
-//! (docs/design/0013). It keeps only those that it may have to do with: the others of a large cluster would take hundreds of
-//! MiB on each node.
+//! The API server can select claims neither by an annotation nor by their class, so that every manager hears of all claims of
+//! the cluster (docs/design/0013). It keeps only those that it may have to do with: the others of a large cluster would take
+//! hundreds of MiB on each node.
 
+use std::collections::HashMap;
 use std::future::ready;
+use std::sync::Arc;
 
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
-use kube::Api;
 use kube::runtime::reflector::{self, ObjectRef, Store};
-use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch_all};
+use kube::runtime::watcher::Event;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Resource};
 use quarry_crds::claim::{selected_node, waits_for_node};
+use quarry_process::Shutdown;
+use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
 
-/// Claims to be looked at: one that is new to this node or has changed.
-pub type Touched = BoxStream<'static, Result<ObjectRef<PersistentVolumeClaim>, watcher::Error>>;
+/// Objects to be looked at: each that is new or has changed.
+pub type Touched<K> = BoxStream<'static, watcher::Result<ObjectRef<K>>>;
 
 /// Watches the claims that concern this node: what is known of them, and which to look at.
 #[must_use]
-pub fn watch(api: Api<PersistentVolumeClaim>, node: &str) -> (Store<PersistentVolumeClaim>, Touched) {
+pub fn claims(
+    api: Api<PersistentVolumeClaim>,
+    node: &str,
+) -> (Store<PersistentVolumeClaim>, Touched<PersistentVolumeClaim>) {
+    let events = watcher(api, watcher::Config::default()).default_backoff();
+    touched(concerning(events, node.to_owned()))
+}
+
+/// What these events tell of: what is known, and which to look at.
+#[must_use]
+pub fn touched<K>(events: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static) -> (Store<K>, Touched<K>)
+where
+    K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
+{
     let (store, writer) = reflector::store();
-    let events = watch_all(api, watcher::Config::default()).default_backoff();
-    let touched = concerning(events, node.to_owned()).reflect(writer).applied_objects();
-    let touched = touched.map(|result| result.map(|claim| ObjectRef::from_obj(&claim)));
+    let touched = events.modify(make_lean).reflect(writer).applied_objects();
+    let touched = touched.map(|result| result.map(|object| ObjectRef::from_obj(&object)));
     (store, touched.boxed())
+}
+
+/// Watches objects into a store, and notifies where what matters of one changed.
+pub fn reflect<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    changed: Arc<Notify>,
+    shutdown: &Shutdown,
+    matters: impl Fn(&K) -> String + Send + 'static,
+) -> Store<K>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let (store, writer) = reflector::store();
+    let stream = watcher(api, config).default_backoff().modify(make_lean).reflect(writer);
+    let shutdown = Box::pin(asked(shutdown));
+    tokio::spawn(async move {
+        let mut seen = HashMap::new();
+        let mut stream = Box::pin(stream.take_until(shutdown));
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => {
+                    let now = matters(&object);
+                    if seen.insert(ObjectRef::from_obj(&object), now.clone()) != Some(now) {
+                        changed.notify_one();
+                    }
+                }
+                Ok(watcher::Event::Delete(object)) => {
+                    seen.remove(&ObjectRef::from_obj(&object));
+                    changed.notify_one();
+                }
+                Ok(watcher::Event::InitDone) => changed.notify_one(),
+                Ok(watcher::Event::Init) => {}
+                Err(error) => tracing::warn!(%error, "a watch was interrupted"),
+            }
+        }
+    });
+    store
+}
+
+/// Ends once the end was asked for.
+pub fn asked(shutdown: &Shutdown) -> impl Future<Output = ()> + Send + Sync + 'static {
+    let shutdown = shutdown.clone();
+    async move { shutdown.wait().await }
 }
 
 /// Leaves out what does not concern this node; a claim that does no longer is gone for it.
@@ -37,8 +98,6 @@ fn concerning(
         ready(match event {
             Ok(Event::Apply(claim)) if !concerns(&claim, &node) => Some(Ok(Event::Delete(claim))),
             Ok(Event::InitApply(claim)) if !concerns(&claim, &node) => None,
-            Ok(Event::Apply(claim)) => Some(Ok(Event::Apply(lean(claim)))),
-            Ok(Event::InitApply(claim)) => Some(Ok(Event::InitApply(lean(claim)))),
             other => Some(other),
         })
     })
@@ -49,10 +108,9 @@ fn concerns(claim: &PersistentVolumeClaim, node: &str) -> bool {
     selected_node(claim).map_or_else(|| waits_for_node(claim), |selected| selected == node)
 }
 
-/// Without who manages which of its fields, which is half of a claim and read by nobody here.
-fn lean(mut claim: PersistentVolumeClaim) -> PersistentVolumeClaim {
-    claim.metadata.managed_fields = None;
-    claim
+/// Forgets who manages which fields of an object: that is half of it, and read by nobody here.
+fn make_lean<K: Resource>(object: &mut K) {
+    object.meta_mut().managed_fields = None;
 }
 
 #[cfg(test)]
@@ -76,12 +134,9 @@ mod tests {
 
     /// What is kept after these events, by name.
     async fn kept(events: Vec<Event<PersistentVolumeClaim>>) -> Vec<String> {
-        let (store, writer) = reflector::store();
         let events = stream::iter(events.into_iter().map(Ok));
-        let seen = concerning(events, "w1".to_owned())
-            .reflect(writer)
-            .try_collect::<Vec<_>>();
-        seen.await.expect("events");
+        let (store, touched) = touched(concerning(events, "w1".to_owned()));
+        touched.try_collect::<Vec<_>>().await.expect("events");
         let mut kept: Vec<_> = store.state().iter().map(|claim| claim.name_any()).collect();
         kept.sort();
         assert!(
