@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{IgnoredAny, Visitor};
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
@@ -21,8 +21,12 @@ pub struct ExtenderArgs<'a> {
     pub nodes: Option<NodeList<'a>>,
     /// The nodes by name, where it is configured with `nodeCacheCapable: true`.
     #[serde(borrow, default)]
-    pub node_names: Option<Vec<Name<'a>>>,
+    pub node_names: Option<Names<'a>>,
 }
+
+/// Names of nodes.
+#[derive(Debug, Default)]
+pub struct Names<'a>(Vec<Name<'a>>);
 
 /// Nodes as objects, each as it was sent.
 #[derive(Debug, Deserialize)]
@@ -175,7 +179,7 @@ impl<'a> ExtenderArgs<'a> {
                 .iter()
                 .map(|item| serde_json::from_str::<Node<'a>>(item.get()).map(|node| node.metadata.name))
                 .collect(),
-            _ => Ok(self.node_names.take().unwrap_or_default()),
+            _ => Ok(self.node_names.take().unwrap_or_default().0),
         }
     }
 }
@@ -199,6 +203,30 @@ impl<'de: 'a, 'a> Deserialize<'de> for Name<'a> {
             }
         }
         deserializer.deserialize_str(NameVisitor)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Names<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        /// kube-scheduler asks of 100 nodes at once, or of all that there are.
+        const USUAL: usize = 128;
+        struct NamesVisitor;
+        impl<'de> Visitor<'de> for NamesVisitor {
+            type Value = Names<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of names")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut names: A) -> Result<Self::Value, A::Error> {
+                let mut found = Vec::with_capacity(USUAL);
+                while let Some(name) = names.next_element()? {
+                    found.push(name);
+                }
+                Ok(Names(found))
+            }
+        }
+        deserializer.deserialize_seq(NamesVisitor)
     }
 }
 
