@@ -35,11 +35,11 @@ pub(crate) const VOLUME_MISSING: &str = "VolumeMissing";
 /// Changes within this time are one write.
 const DEBOUNCE: Duration = Duration::from_millis(250);
 /// There is at most one write in this time, of each object.
-const INTERVAL: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_secs(2);
 /// A volume that is to be closed is looked at again after this time.
 const CLOSED: Duration = Duration::from_secs(3);
 
-/// Runs a pass whenever something changed: an object, a disk, LVM. At most one a second. With `startup_taint`, takes that
+/// Runs a pass whenever something changed: an object, a disk, LVM. At most one in two seconds. With `startup_taint`, takes that
 /// off the node after a pass.
 pub async fn keep_true(context: Arc<Context>, shutdown: Shutdown, startup_taint: bool) {
     let mut lvm = context.inventory.changes();

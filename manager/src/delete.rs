@@ -16,13 +16,18 @@ use thiserror::Error;
 
 use crate::context::Context;
 use crate::lvm::{
-    ChangeTags, LogicalVolume, RemoveVolumeError, ReportError, State, VolumeError, VolumeGroup, VolumeRef,
+    ChangeTags, Done, LogicalVolume, Removal, RemoveVolumeError, ReportError, State, VolumeError, VolumeGroup,
+    VolumeRef,
 };
 use crate::provision;
 use crate::wipe::Progress;
 
 /// How often a wipe that goes on is looked at.
 const WIPE_CHECK: Duration = Duration::from_secs(5);
+
+/// How long udev may have a volume open that was just wiped, and how often it is looked at again after that.
+const OPEN_FOR: Duration = Duration::from_millis(300);
+const OPEN_LOOKS: u32 = 3;
 
 /// A volume was not removed; it is tried again.
 #[derive(Debug, Error)]
@@ -269,7 +274,7 @@ pub async fn wipe_and_remove(
         }
     }
     crash_point!("delete-after-wipe");
-    let done = match context.lvm.remove_volume(reference.clone()).await {
+    let done = match remove_closed(&reference, context).await {
         Ok(done) => done,
         Err(error) => {
             not_gone(&reference, tags, context).await;
@@ -280,6 +285,17 @@ pub async fn wipe_and_remove(
     context.inventory.set(done.state);
     context.metrics.removed();
     Ok(Removed::Gone)
+}
+
+/// Removes a volume that nobody holds. udev looks at one that was just written to, and has it open for a moment.
+async fn remove_closed(volume: &VolumeRef, context: &Context) -> Result<Done<Removal>, RemoveVolumeError> {
+    for _ in 0..OPEN_LOOKS {
+        match context.lvm.remove_volume(volume.clone()).await {
+            Err(RemoveVolumeError::Busy(_)) => tokio::time::sleep(OPEN_FOR).await,
+            other => return other,
+        }
+    }
+    context.lvm.remove_volume(volume.clone()).await
 }
 
 /// Deletes the PersistentVolume, whose logical volume is gone.
@@ -329,7 +345,7 @@ async fn release(volume: &PersistentVolume, context: &Context) -> Result<(), Del
 }
 
 /// Failures that are said only when they last: kubelet lets go of a volume some seconds after its claim is gone.
-const SAID_AFTER: Duration = Duration::from_secs(8);
+const SAID_AFTER: Duration = Duration::from_secs(16);
 
 /// Says on the volume why it is still there.
 pub fn failed(volume: Arc<PersistentVolume>, error: &DeleteError, context: Arc<Context>, delay: Duration) {

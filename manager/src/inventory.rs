@@ -19,8 +19,9 @@ const LONGEST: Duration = Duration::from_secs(20);
 /// A burst of kernel events is one change.
 const SETTLE: Duration = Duration::from_millis(300);
 
-/// While commands of ours follow one another, there is a reading only so often.
-const BUSY: Duration = Duration::from_secs(5);
+/// While commands of ours follow one another, others are told so often of what these made, and there is a reading so often.
+const TELL: Duration = Duration::from_secs(5);
+const BUSY: Duration = Duration::from_secs(30);
 
 /// What is known of LVM on this node.
 #[derive(Clone)]
@@ -195,10 +196,15 @@ impl Inventory {
     /// does not show what that command makes.
     async fn settled(&self) {
         let begun = Instant::now();
+        let mut told = begun;
         loop {
             tokio::time::sleep(SETTLE).await;
             if !self.lvm.is_busy() || begun.elapsed() >= BUSY {
                 return;
+            }
+            if told.elapsed() >= TELL {
+                told = Instant::now();
+                self.known.send_if_modified(|known| !known.made.is_empty());
             }
         }
     }

@@ -196,3 +196,31 @@ async fn a_reading_waits_for_commands_of_ours_but_not_for_ever() {
     shutdown.ask();
     kept.await.expect("ended");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_made_is_told_also_while_commands_follow_one_another() {
+    let (lvm, inventory, [fast, slow]) = two_groups().await;
+    let (looked, shutdown) = (Arc::new(Notify::new()), Shutdown::new());
+    let kept = tokio::spawn(inventory.clone().keep(
+        crate::uevent::BlockEvents::default(),
+        looked.clone(),
+        shutdown.clone(),
+    ));
+    let (before, mut changes) = (inventory.get(), inventory.changes());
+    let release = lvm.hold_next_read();
+    let (busy, group) = (lvm.clone(), slow.clone());
+    let making = tokio::spawn(async move { busy.create_volume(volume(&group, "pvc-busy")).await });
+    while !lvm.is_busy() {
+        tokio::task::yield_now().await;
+    }
+    let made = lvm.create_volume(seen(&before, &fast, "pvc-a")).await.expect("made");
+    inventory.made(made);
+    let told = tokio::time::timeout(TELL + SETTLE * 2, changes.changed()).await;
+    told.expect("soon").expect("open");
+    assert_eq!(known(&inventory), ["pvc-a"]);
+    assert_eq!(inventory.get().reading, before.reading, "nothing was read");
+    drop(release);
+    making.await.expect("ended").expect("made");
+    shutdown.ask();
+    kept.await.expect("ended");
+}
