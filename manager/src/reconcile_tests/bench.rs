@@ -298,10 +298,6 @@ impl Bench {
         context.orphans = Orphans::default();
     }
 
-    pub fn fault_after(&self, good: usize, fault: Fault) {
-        self.lvm.fail_after(good, fault);
-    }
-
     pub fn fault(&self, fault: Fault) {
         self.lvm.fail_next(fault);
     }

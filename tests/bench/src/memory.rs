@@ -45,8 +45,8 @@ async fn measure(test: &Test, figures: &mut Vec<Figure>) -> Result<()> {
             let mut claim = Claim::new(&format!("elsewhere{at}"), "", "1Gi");
             claim.0["metadata"]["annotations"] = json!({SELECTED_NODE: format!("elsewhere-{}", at % 1_000)});
             claim.0["spec"]["volumeName"] = json!(format!("elsewhere-{at}"));
-            let made = test.claims().create(&PostParams::default(), &claim.object()?).await?;
-            anyhow::Ok(drop(made))
+            test.claims().create(&PostParams::default(), &claim.object()?).await?;
+            anyhow::Ok(())
         })
         .buffer_unordered(AT_ONCE)
         .try_collect::<Vec<()>>()
