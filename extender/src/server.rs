@@ -5,7 +5,9 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -22,6 +24,7 @@ use crate::answer;
 use crate::api::ExtenderArgs;
 use crate::decide::Answer;
 use crate::handlers::Extender;
+use crate::metrics::Verb;
 use crate::preemption::{PreemptionArgs, PreemptionResult};
 
 /// What a request may cost.
@@ -123,35 +126,35 @@ pub fn router(extender: Arc<Extender>, limits: RequestLimits, dump: bool) -> Rou
 
 async fn filter(State(server): State<Server>, request: Request) -> Result<Response, RequestError> {
     let begun = Instant::now();
-    let body = server.body("filter", request).await?;
+    let body = server.body(Verb::Filter, request).await?;
     let mut args: ExtenderArgs<'_> = serde_json::from_slice(&body.bytes)?;
     let names = args.names()?;
     let answer = server.extender.filter(&args.pod, &names).await;
     log(&args, names.len(), &answer);
     let objects = args.nodes.as_ref().and_then(|nodes| nodes.items.as_deref());
-    let response = server.respond("filter", body.bytes.len(), |out| {
+    let response = server.respond(Verb::Filter, body.bytes.len(), |out| {
         answer::filter(out, &names, objects, &answer)
     })?;
-    server.extender.metrics.served("filter", begun.elapsed());
+    server.extender.metrics.served(Verb::Filter, begun.elapsed());
     Ok(response)
 }
 
 async fn prioritize(State(server): State<Server>, request: Request) -> Result<Response, RequestError> {
     let begun = Instant::now();
-    let body = server.body("prioritize", request).await?;
+    let body = server.body(Verb::Prioritize, request).await?;
     let mut args: ExtenderArgs<'_> = serde_json::from_slice(&body.bytes)?;
     let names = args.names()?;
     let scores = server.extender.prioritize(&args.pod, &names);
     let about = body.bytes.len().saturating_mul(if scores.is_empty() { 0 } else { 2 });
-    let response = server.respond("prioritize", about, |out| answer::prioritize(out, &names, &scores))?;
-    server.extender.metrics.served("prioritize", begun.elapsed());
+    let response = server.respond(Verb::Prioritize, about, |out| answer::prioritize(out, &names, &scores))?;
+    server.extender.metrics.served(Verb::Prioritize, begun.elapsed());
     Ok(response)
 }
 
 /// An answer has no field for an error: what cannot be said gets another status than 200.
 async fn preempt(State(server): State<Server>, request: Request) -> Result<Response, RequestError> {
     let begun = Instant::now();
-    let body = server.body("preempt", request).await?;
+    let body = server.body(Verb::Preempt, request).await?;
     let args: PreemptionArgs<'_> = serde_json::from_slice(&body.bytes)?;
     let candidates = args.candidates();
     let names: Vec<_> = candidates.keys().map(|name| Cow::Borrowed(name.as_str())).collect();
@@ -165,8 +168,8 @@ async fn preempt(State(server): State<Server>, request: Request) -> Result<Respo
     };
     let (pod, of, passed) = (&args.pod.metadata, candidates.len(), result.len());
     tracing::info!(pod.namespace, pod.name, of, passed, "asked where to evict pods");
-    let response = server.respond("preempt", 0, |out| serde_json::to_writer(out, &result))?;
-    server.extender.metrics.served("preempt", begun.elapsed());
+    let response = server.respond(Verb::Preempt, 0, |out| serde_json::to_writer(out, &result))?;
+    server.extender.metrics.served(Verb::Preempt, begun.elapsed());
     Ok(response)
 }
 
@@ -177,16 +180,25 @@ struct Held {
 }
 
 impl Server {
-    async fn body(&self, verb: &'static str, request: Request) -> Result<Held, RequestError> {
-        let body = match tokio::time::timeout(self.limits.body_read, self.read(request.into_body())).await {
-            Err(_) => return Err(RequestError::TooSlow(self.limits.body_read)),
-            Ok(body) => body?,
+    async fn body(&self, verb: Verb, request: Request) -> Result<Held, RequestError> {
+        let mut reading = pin!(self.read(request.into_body()));
+        // Most bodies are there by now, and need no clock.
+        let body = match futures::poll!(reading.as_mut()) {
+            Poll::Ready(body) => body?,
+            Poll::Pending => match tokio::time::timeout(self.limits.body_read, reading).await {
+                Err(_) => return Err(RequestError::TooSlow(self.limits.body_read)),
+                Ok(body) => body?,
+            },
         };
         if body.bytes.is_empty() {
             return Err(RequestError::Empty);
         }
         if self.dump {
-            tracing::debug!(verb, "request: {}", String::from_utf8_lossy(&body.bytes));
+            tracing::debug!(
+                verb = verb.as_str(),
+                "request: {}",
+                String::from_utf8_lossy(&body.bytes)
+            );
         }
         Ok(body)
     }
@@ -212,14 +224,14 @@ impl Server {
     /// An answer of about so many bytes: what is set aside at once is not copied as it grows.
     fn respond(
         &self,
-        verb: &'static str,
+        verb: Verb,
         about: usize,
         write: impl FnOnce(&mut Vec<u8>) -> serde_json::Result<()>,
     ) -> Result<Response, RequestError> {
         let mut body = Vec::with_capacity(about.min(PREALLOCATED));
         write(&mut body).map_err(RequestError::Unwritable)?;
         if self.dump {
-            tracing::debug!(verb, "answer: {}", String::from_utf8_lossy(&body));
+            tracing::debug!(verb = verb.as_str(), "answer: {}", String::from_utf8_lossy(&body));
         }
         Ok(([(header::CONTENT_TYPE, "application/json")], Body::from(body)).into_response())
     }

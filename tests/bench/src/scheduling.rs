@@ -250,7 +250,7 @@ async fn beat(client: Client) -> Result<()> {
         all(NODES, |at| async move {
             let name = fleet::node(at);
             let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
-            let lease = json!({"metadata": {"labels": {LABEL: ""}}, "spec": {
+            let lease = json!({"metadata": {"name": name, "labels": {LABEL: ""}}, "spec": {
                 "holderIdentity": name, "leaseDurationSeconds": 40, "renewTime": now}});
             let lease = with_kind(lease, "coordination.k8s.io/v1", "Lease");
             let params = PatchParams::apply("bench").force();
