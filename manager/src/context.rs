@@ -82,6 +82,8 @@ pub trait Wiper: Send + Sync {
         volume: LogicalVolume,
         tags: VolumeTags,
     ) -> BoxFuture<'_, Result<(), String>>;
+    /// What is recognised on a volume: nothing on one that was wiped, and that nobody has made a file system on since.
+    fn carries(&self, group: VolumeGroup, volume: LogicalVolume) -> BoxFuture<'_, Result<Vec<String>, String>>;
     /// Who has a volume open: mounts, loop devices, other devices.
     fn holders(&self, group: VolumeGroup, volume: LogicalVolume) -> BoxFuture<'_, Vec<String>>;
 }

@@ -1,7 +1,8 @@
 //! Volumes that were being made or removed when the manager stopped, and whose objects have gone since.
 //!
-//! The one was never handed out: its tag still says `creating`, which changes only once its PersistentVolume exists. It
-//! is removed when the API server itself says that there is neither its PersistentVolume nor its claim. Of the other the
+//! Of the one the tag still says `creating`, which changes soon after its PersistentVolume exists. It is removed when the
+//! API server itself says that there is neither its PersistentVolume nor its claim, and nothing is found on it: a volume with a
+//! file system was handed out, whatever its tag says, and its node lost its power before that was changed. Of the other the
 //! tag says `deleting`: its removal was decided, and it is perhaps wiped in part; it is wiped from the start and removed
 //! once the API server says that its PersistentVolume is gone. Nothing else that lacks an object is ever touched here:
 //! see [`crate::orphans`].
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::api::{Api, ListParams};
-use quarry_crds::claim;
+use quarry_crds::claim::{self, VolumeMode};
 use quarry_crds::names::volume_name;
 use quarry_crds::persistent_volume::ours;
 use quarry_crds::tags::{VolumeState, VolumeTags};
@@ -35,7 +36,10 @@ pub async fn keep_away(context: Arc<Context>, shutdown: Shutdown) {
             () = shutdown.wait() => return,
             () = tokio::time::sleep(pause) => {}
         }
-        pause = SWEEP;
+        if std::mem::replace(&mut pause, SWEEP) == GRACE {
+            // What a former process has handed out is known by now, and waits for no others.
+            context.ready_tags.hurry();
+        }
         let suspects = suspects(&context);
         if suspects.is_empty() {
             continue;
@@ -43,9 +47,29 @@ pub async fn keep_away(context: Arc<Context>, shutdown: Shutdown) {
         tokio::time::sleep(GRACE).await;
         for (group, volume, tags) in suspects {
             crash_point!("leftover-before-lvremove");
-            match is_wanted(&context, &tags).await {
-                Ok(true) => {}
-                Ok(false) => match remove(&group, &volume, &tags, &context).await {
+            let owner = owner(&context, &tags).await;
+            if matches!(owner, Ok(Owner::Nobody)) && may_be_handed_out(&tags) {
+                match carries(&group, &volume, &context).await {
+                    Ok(found) if found.is_empty() => {}
+                    Ok(found) => {
+                        tracing::warn!(
+                            volume = volume.name,
+                            ?found,
+                            "nobody knows it, and it is not empty: it stays"
+                        );
+                        context.ready_tags.mark(group.reference_to(&volume));
+                        context.ready_tags.hurry();
+                        continue;
+                    }
+                    Err(error) => {
+                        tracing::warn!(volume = volume.name, error, "what is on it cannot be told");
+                        continue;
+                    }
+                }
+            }
+            match owner {
+                Ok(Owner::Somebody) => {}
+                Ok(Owner::Nobody | Owner::OtherNode) => match remove(&group, &volume, &tags, &context).await {
                     Ok(Removed::NotYet) => {}
                     Ok(Removed::Gone) => {
                         crash_point!("leftover-after-lvremove");
@@ -109,23 +133,53 @@ fn suspects(context: &Context) -> Vec<(VolumeGroup, LogicalVolume, VolumeTags)> 
     found
 }
 
-/// Whether the API server itself, not a cache, knows the volume or the claim.
-async fn is_wanted(context: &Context, tags: &VolumeTags) -> Result<bool, kube::Error> {
+/// Whose a volume is, as the API server itself says, not a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// A claim that is to be served here, or was.
+    Somebody,
+    /// A claim that another node serves: what is here was never handed out.
+    OtherNode,
+    /// There is neither a claim nor a PersistentVolume.
+    Nobody,
+}
+
+async fn owner(context: &Context, tags: &VolumeTags) -> Result<Owner, kube::Error> {
     let claim_uid = tags.claim_uid.as_str();
     let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
     if let Some(volume) = volumes.get_opt(&volume_name(claim_uid)).await? {
-        // While this node was gone its claim was served by another one: what is here was never handed out.
-        return Ok(ours(&volume).is_none_or(|our| our.node == context.node));
+        // While this node was gone its claim was served by another one.
+        let is_here = ours(&volume).is_none_or(|our| our.node == context.node);
+        return Ok(if is_here { Owner::Somebody } else { Owner::OtherNode });
     }
     // Nobody can want what is wiped in part.
     if tags.state == VolumeState::Deleting {
-        return Ok(false);
+        return Ok(Owner::Nobody);
     }
     let claims: Api<PersistentVolumeClaim> = Api::all(context.client.clone());
     let list = claims.list(&ListParams::default()).await?;
-    let here = list.items.iter().any(|claim| {
-        claim.metadata.uid.as_deref() == Some(claim_uid)
-            && claim::selected_node(claim).is_none_or(|node| node == context.node)
-    });
-    Ok(here)
+    let claim = list
+        .items
+        .iter()
+        .find(|claim| claim.metadata.uid.as_deref() == Some(claim_uid));
+    Ok(match claim {
+        None => Owner::Nobody,
+        Some(claim) if claim::selected_node(claim).is_none_or(|node| node == context.node) => Owner::Somebody,
+        Some(_) => Owner::OtherNode,
+    })
+}
+
+/// Whether a volume that is `creating` may have been used all the same. kubelet makes a file system before a pod sees a volume; on
+/// a raw one nothing tells, so that it is marked at once when it is handed out.
+fn may_be_handed_out(tags: &VolumeTags) -> bool {
+    tags.state == VolumeState::Creating && tags.mode == VolumeMode::Filesystem
+}
+
+/// What is recognised on a volume, which is activated for that.
+async fn carries(group: &VolumeGroup, volume: &LogicalVolume, context: &Context) -> Result<Vec<String>, String> {
+    if volume.active == Some(false) {
+        let done = context.lvm.set_active(group.reference_to(volume), true).await;
+        context.inventory.set(done.map_err(|error| error.to_string())?.state);
+    }
+    context.wiper.carries(group.clone(), volume.clone()).await
 }

@@ -12,7 +12,7 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::runtime::controller::Action;
-use quarry_crds::claim;
+use quarry_crds::claim::{self, VolumeMode};
 use quarry_crds::names::{HOSTNAME_LABEL, SELECTED_NODE, volume_name};
 use quarry_crds::persistent_volume::{self, Placed};
 use quarry_crds::provisioning::{Provision, Step, step};
@@ -156,6 +156,10 @@ async fn serve(
     create_persistent_volume(&persistent, &provision.request.uid, context).await?;
     crash_point!("claim-after-volume-object");
     context.ready_tags.mark(group.reference_to(&volume));
+    if provision.request.volume_mode == VolumeMode::Block {
+        // Nothing on it would tell that it was handed out.
+        context.ready_tags.hurry();
+    }
     context.metrics.provisioned(begun.elapsed());
     let note = format!(
         "Successfully provisioned volume {name} of {} on node {}",

@@ -224,6 +224,23 @@ impl Eraser {
         self.erase_signatures(target).await
     }
 
+    /// What is recognised on a volume.
+    ///
+    /// # Errors
+    /// It could not be looked at.
+    pub async fn carries(&self, target: &Target) -> Result<Vec<String>, WipeError> {
+        target.resolve(&self.sys)?;
+        let path = target.path.to_string_lossy();
+        let (signatures, problems) = self.signatures.find(&path, target.size.0, 512).await;
+        if problems.is_empty() {
+            return Ok(signatures.iter().map(Signature::to_string).collect());
+        }
+        Err(WipeError::NotClean {
+            path: target.path.clone(),
+            found: problems,
+        })
+    }
+
     /// Shows that nothing is recognised on a volume.
     ///
     /// # Errors

@@ -118,6 +118,8 @@ pub struct FakeWiper {
     lvm: Arc<FakeLvm>,
     fail: Mutex<Option<String>>,
     held_by: Mutex<Vec<String>>,
+    /// What is found on volumes.
+    pub carries: Mutex<Result<Vec<String>, String>>,
     /// The next wipe ends when this is sent or dropped.
     hold: Mutex<Option<oneshot::Receiver<()>>>,
     /// What the next wipes were told of the volume: its tags.
@@ -131,6 +133,7 @@ impl FakeWiper {
             lvm,
             fail: Mutex::default(),
             held_by: Mutex::default(),
+            carries: Mutex::new(Ok(Vec::new())),
             hold: Mutex::default(),
             told: Mutex::default(),
         }
@@ -171,6 +174,10 @@ impl Wiper for FakeWiper {
 
     fn wipe_old(&self, _: VolumeGroup, volume: LogicalVolume, tags: VolumeTags) -> BoxFuture<'_, Result<(), String>> {
         self.wipe("wipe old", &volume, tags)
+    }
+
+    fn carries(&self, _: VolumeGroup, _: LogicalVolume) -> BoxFuture<'_, Result<Vec<String>, String>> {
+        futures::future::ready(self.carries.lock().expect("not poisoned").clone()).boxed()
     }
 
     fn holders(&self, _: VolumeGroup, _: LogicalVolume) -> BoxFuture<'_, Vec<String>> {

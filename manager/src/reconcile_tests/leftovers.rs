@@ -167,6 +167,45 @@ async fn one_that_is_handed_out_while_it_is_a_suspect_stays() {
     assert_eq!(bench.volumes().len(), 1);
 }
 
+/// Its node lost its power before its tag said that it was handed out, and its objects went meanwhile.
+#[tokio::test(start_paused = true)]
+async fn what_is_not_empty_was_handed_out_and_stays() {
+    let bench = creating().await;
+    *bench.wiper.carries.lock().expect("not poisoned") = Ok(vec!["ext4".to_owned()]);
+    sweep(&bench).await;
+    assert_eq!(bench.volumes().len(), 1);
+    let volume = &bench.volumes()[0];
+    assert!(
+        bench.context.ready_tags.is_awaited(&volume.uuid),
+        "its tag is to say so"
+    );
+    assert!(!bench.log().iter().any(|line| line.contains("RemoveVolume")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_looked_at_is_not_removed() {
+    let bench = creating().await;
+    *bench.wiper.carries.lock().expect("not poisoned") = Err("does not answer".to_owned());
+    sweep(&bench).await;
+    let volume = &bench.volumes()[0];
+    assert!(!bench.context.ready_tags.is_awaited(&volume.uuid));
+}
+
+/// Nothing on a raw volume tells anything: its tag is set as soon as it is handed out.
+#[tokio::test(start_paused = true)]
+async fn a_raw_volume_is_told_by_its_tag_alone() {
+    let bench = creating().await;
+    bench.lvm.by_hand(|state| {
+        let tags = &mut state.groups[0].logical_volumes[0].tags;
+        tags.iter_mut()
+            .for_each(|tag| *tag = tag.replace("quarry.mode=filesystem", "quarry.mode=block"));
+    });
+    bench.refresh().await;
+    *bench.wiper.carries.lock().expect("not poisoned") = Ok(vec!["ext4".to_owned()]);
+    sweep(&bench).await;
+    assert!(bench.volumes().is_empty());
+}
+
 /// It was handed out, and its objects were taken away by force before its tag said so.
 #[tokio::test(start_paused = true)]
 async fn one_that_was_handed_out_a_moment_ago_stays() {

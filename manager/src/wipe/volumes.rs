@@ -43,6 +43,14 @@ impl Wiper for Eraser {
         .boxed()
     }
 
+    fn carries(&self, group: VolumeGroup, volume: LogicalVolume) -> BoxFuture<'_, Result<Vec<String>, String>> {
+        async move {
+            let found = Self::carries(self, &Target::of(&group, &volume)).await;
+            found.map_err(|error| error.to_string())
+        }
+        .boxed()
+    }
+
     fn holders(&self, group: VolumeGroup, volume: LogicalVolume) -> BoxFuture<'_, Vec<String>> {
         async move { Self::holders(self, &Target::of(&group, &volume), &volume).await }.boxed()
     }
