@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, ResourceExt};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::bed::NAMESPACE;
 use crate::case;
@@ -161,6 +161,22 @@ async fn uninstalled_with_volumes_left(test: &Test) -> Result<()> {
             .await?;
     }
     let freed = test.volume_of("freed").await?.name_any();
+    // The last thing that the manager does about a new volume, at most a minute later.
+    test.wait(
+        "both volumes are marked as handed out",
+        Duration::from_secs(90),
+        || async {
+            let volumes = test.lvm("node1", "lvs", "vg_name,lv_tags").await?;
+            let marked = |row: &Value| {
+                row["lv_tags"]
+                    .as_str()
+                    .is_some_and(|tags| tags.contains("quarry.state=ready"))
+            };
+            let ready = |row: &&Value| row["vg_name"] == *class && marked(row);
+            Ok((volumes.iter().filter(ready).count() == 2).then_some(()))
+        },
+    )
+    .await?;
     let groups = test.lvm("node1", "vgs", "vg_name,vg_uuid").await?;
     let volumes = test.lvm("node1", "lvs", "lv_name,lv_uuid,lv_tags").await?;
     test.bed.uninstall().await?;
