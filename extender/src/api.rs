@@ -15,7 +15,8 @@ use serde_json::value::RawValue;
 #[serde(rename_all = "PascalCase")]
 pub struct ExtenderArgs<'a> {
     /// The pod.
-    pub pod: Pod,
+    #[serde(borrow)]
+    pub pod: Pod<'a>,
     /// The nodes as objects, where the scheduler is configured with `nodeCacheCapable: false`.
     #[serde(borrow, default)]
     pub nodes: Option<NodeList<'a>>,
@@ -61,45 +62,50 @@ impl AsRef<str> for Name<'_> {
     }
 }
 
-/// What is needed of a pod.
+/// What is needed of a pod. Its texts are those of the request, where JSON has written them without escapes.
 #[derive(Debug, Clone, Default, Deserialize)]
-pub struct Pod {
+pub struct Pod<'a> {
     /// Who it is.
-    #[serde(default)]
-    pub metadata: Metadata,
+    #[serde(borrow, default)]
+    pub metadata: Metadata<'a>,
     /// What it wants.
-    #[serde(default)]
-    pub spec: PodSpec,
+    #[serde(borrow, default)]
+    pub spec: PodSpec<'a>,
 }
 
 /// Name, namespace and UID.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-pub struct Metadata {
+pub struct Metadata<'a> {
     /// Name.
-    pub name: String,
+    #[serde(borrow)]
+    pub name: Cow<'a, str>,
     /// Namespace.
-    pub namespace: String,
+    #[serde(borrow)]
+    pub namespace: Cow<'a, str>,
     /// UID.
-    pub uid: String,
+    #[serde(borrow)]
+    pub uid: Cow<'a, str>,
 }
 
 /// The volumes of a pod.
 #[derive(Debug, Clone, Default, Deserialize)]
-pub struct PodSpec {
+pub struct PodSpec<'a> {
     /// Its volumes.
-    #[serde(default)]
-    pub volumes: Option<Vec<Volume>>,
+    #[serde(borrow, default)]
+    pub volumes: Option<Vec<Volume<'a>>>,
 }
 
 /// One volume of a pod.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Volume {
+pub struct Volume<'a> {
     /// Its name in the pod.
-    pub name: String,
+    #[serde(borrow)]
+    pub name: Cow<'a, str>,
     /// The claim that it uses.
-    pub persistent_volume_claim: Option<ClaimSource>,
+    #[serde(borrow)]
+    pub persistent_volume_claim: Option<ClaimSource<'a>>,
     /// A claim that is made for the pod.
     pub ephemeral: Option<IgnoredAny>,
 }
@@ -107,9 +113,10 @@ pub struct Volume {
 /// A claim by name.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct ClaimSource {
+pub struct ClaimSource<'a> {
     /// Name of the claim, in the pod's namespace.
-    pub claim_name: String,
+    #[serde(borrow)]
+    pub claim_name: Cow<'a, str>,
 }
 
 /// A claim that a pod uses.
@@ -121,7 +128,7 @@ pub struct PodClaim {
     pub ephemeral: bool,
 }
 
-impl Pod {
+impl Pod<'_> {
     /// The claims that the pod uses, each once.
     #[must_use]
     pub fn claims(&self) -> Vec<PodClaim> {
@@ -129,7 +136,7 @@ impl Pod {
         for volume in self.spec.volumes.iter().flatten() {
             let claim = if let Some(source) = &volume.persistent_volume_claim {
                 PodClaim {
-                    name: source.claim_name.clone(),
+                    name: source.claim_name.clone().into_owned(),
                     ephemeral: false,
                 }
             } else if volume.ephemeral.is_some() {
@@ -153,7 +160,33 @@ impl Pod {
         if self.metadata.uid.is_empty() {
             format!("{}/{}", self.metadata.namespace, self.metadata.name)
         } else {
-            self.metadata.uid.clone()
+            self.metadata.uid.clone().into_owned()
+        }
+    }
+
+    /// The same with texts of its own.
+    #[must_use]
+    pub fn into_owned(self) -> Pod<'static> {
+        let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        let volume = |volume: Volume<'_>| Volume {
+            name: owned(volume.name),
+            persistent_volume_claim: volume.persistent_volume_claim.map(|source| ClaimSource {
+                claim_name: owned(source.claim_name),
+            }),
+            ephemeral: volume.ephemeral,
+        };
+        Pod {
+            metadata: Metadata {
+                name: owned(self.metadata.name),
+                namespace: owned(self.metadata.namespace),
+                uid: owned(self.metadata.uid),
+            },
+            spec: PodSpec {
+                volumes: self
+                    .spec
+                    .volumes
+                    .map(|volumes| volumes.into_iter().map(volume).collect()),
+            },
         }
     }
 }
@@ -234,9 +267,10 @@ impl<'de: 'a, 'a> Deserialize<'de> for Names<'a> {
 mod tests {
     use super::*;
 
-    fn pod(spec: &str) -> Pod {
+    fn pod(spec: &str) -> Pod<'static> {
         let text = format!(r#"{{"metadata": {{"name": "web-0", "namespace": "n", "uid": "u"}}, "spec": {spec}}}"#);
-        serde_json::from_str(&text).expect("a pod")
+        let pod: Pod<'_> = serde_json::from_str(&text).expect("a pod");
+        pod.into_owned()
     }
 
     #[test]

@@ -78,7 +78,7 @@ struct Model {
     answered: Answered,
     now: Instant,
     patience: Patience,
-    pods: Vec<(Pod, Vec<Wanted>, Where)>,
+    pods: Vec<(Pod<'static>, Vec<Wanted>, Where)>,
     /// What the watches have yet to show: claims, volumes.
     late: [VecDeque<Event>; 2],
 }

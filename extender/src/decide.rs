@@ -134,7 +134,7 @@ enum Unclear {
 pub fn filter(
     index: &Index,
     answered: &mut Answered,
-    pod: &Pod,
+    pod: &Pod<'_>,
     candidates: &[impl AsRef<str>],
     patience: &Patience,
     now: Instant,
@@ -187,7 +187,7 @@ pub fn filter(
 
 /// What a pod's claims without a volume ask of a node; none where it cannot be said, or nothing is asked.
 #[must_use]
-pub fn asks(index: &Index, pod: &Pod, candidates: &[impl AsRef<str>]) -> Vec<Ask> {
+pub fn asks(index: &Index, pod: &Pod<'_>, candidates: &[impl AsRef<str>]) -> Vec<Ask> {
     needs(index, pod, candidates)
         .map(|needs| needs.asks)
         .unwrap_or_default()
@@ -195,7 +195,7 @@ pub fn asks(index: &Index, pod: &Pod, candidates: &[impl AsRef<str>]) -> Vec<Ask
 
 /// Scores the candidates for a pod: 0 to 10, and none where nothing can be said, or all are alike.
 #[must_use]
-pub fn prioritize(index: &Index, pod: &Pod, candidates: &[impl AsRef<str>]) -> Vec<i64> {
+pub fn prioritize(index: &Index, pod: &Pod<'_>, candidates: &[impl AsRef<str>]) -> Vec<i64> {
     let Ok(needs) = needs(index, pod, candidates) else {
         return Vec::new();
     };
@@ -327,7 +327,7 @@ const fn cause(refusal: Refusal) -> Cause {
 }
 
 /// What a pod's claims ask for. A claim of another provisioner never matters; of ours only those without a volume do.
-fn needs(index: &Index, pod: &Pod, candidates: &[impl AsRef<str>]) -> Result<Needs, Unclear> {
+fn needs(index: &Index, pod: &Pod<'_>, candidates: &[impl AsRef<str>]) -> Result<Needs, Unclear> {
     if !index.is_filled() {
         let missing: Vec<_> = index.missing().into_iter().map(|kind| kind.as_str()).collect();
         let text = format!("not ready, caches are being filled: {}", missing.join(", "));
@@ -430,7 +430,7 @@ pub enum Stand<'a> {
 
 /// Where a claim of a pod stands.
 #[must_use]
-pub fn stand<'a>(index: &'a Index, pod: &Pod, wanted: &PodClaim) -> Stand<'a> {
+pub fn stand<'a>(index: &'a Index, pod: &Pod<'_>, wanted: &PodClaim) -> Stand<'a> {
     let Some(claim) = index.claim(&claim_key(&pod.metadata.namespace, &wanted.name)) else {
         return Stand::Unseen("has not been seen yet");
     };
@@ -443,7 +443,7 @@ pub fn stand<'a>(index: &'a Index, pod: &Pod, wanted: &PodClaim) -> Stand<'a> {
         (None, Binding::Unbound) => return Stand::Unseen("has a StorageClass that has not been seen yet"),
         // The scheduler refuses such pods itself: what it knows is newer, or is about to be.
         (Some(_), _) if claim.deleting => return Stand::Unseen("is being deleted"),
-        (Some(_), _) if wanted.ephemeral && claim.owner.as_deref() != Some(pod.metadata.uid.as_str()) => {
+        (Some(_), _) if wanted.ephemeral && claim.owner.as_deref() != Some(&*pod.metadata.uid) => {
             return Stand::Unseen("belongs to another pod");
         }
         (Some(_), Binding::Ours | Binding::Other) => return Stand::Served(claim),

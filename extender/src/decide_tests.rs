@@ -39,7 +39,7 @@ impl Bench {
         }
     }
 
-    fn ask(&mut self, pod: &Pod, nodes: &[&str], waited: Duration) -> Verdict {
+    fn ask(&mut self, pod: &Pod<'_>, nodes: &[&str], waited: Duration) -> Verdict {
         let (index, patience) = (&self.index, Patience::default());
         filter(
             index,
@@ -52,14 +52,14 @@ impl Bench {
         )
     }
 
-    fn passed(&mut self, pod: &Pod, nodes: &[&str], waited: Duration) -> Vec<String> {
+    fn passed(&mut self, pod: &Pod<'_>, nodes: &[&str], waited: Duration) -> Vec<String> {
         match self.ask(pod, nodes, waited) {
             Verdict::Answer(Answer::Some { passed, .. }) => passed.iter().map(|at| nodes[*at].to_owned()).collect(),
             other => panic!("no answer: {other:?}"),
         }
     }
 
-    fn reason(&mut self, pod: &Pod, node: &str) -> String {
+    fn reason(&mut self, pod: &Pod<'_>, node: &str) -> String {
         match self.ask(pod, &[node], AT_LAST) {
             Verdict::Answer(Answer::Some {
                 passed,
@@ -164,11 +164,9 @@ fn what_was_not_seen_yet_is_waited_for() {
 #[test]
 fn an_ephemeral_volume_belongs_to_its_pod() {
     let mut bench = Bench::new();
-    let pod: Pod = serde_json::from_value(json!({
-        "metadata": {"name": "web", "namespace": "db", "uid": "uid-new"},
-        "spec": {"volumes": [{"name": "tmp", "ephemeral": {"volumeClaimTemplate": {}}}]},
-    }))
-    .expect("a pod");
+    let sent = r#"{"metadata": {"name": "web", "namespace": "db", "uid": "uid-new"},
+        "spec": {"volumes": [{"name": "tmp", "ephemeral": {"volumeClaimTemplate": {}}}]}}"#;
+    let pod: Pod<'_> = serde_json::from_str(sent).expect("a pod");
     let owned = |uid: &str| {
         let mut claim = mk_claim("web-tmp", "fast", 10);
         let owner = json!([{"apiVersion": "v1", "kind": "Pod", "name": "web", "uid": uid, "controller": true}]);

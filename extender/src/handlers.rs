@@ -102,7 +102,7 @@ impl Extender {
     }
 
     /// Which of the candidates can hold the pod's claims.
-    pub async fn filter(&self, pod: &Pod, candidates: &[impl AsRef<str>]) -> Answer {
+    pub async fn filter(&self, pod: &Pod<'_>, candidates: &[impl AsRef<str>]) -> Answer {
         self.called.notify_one();
         if pod.claims().is_empty() {
             return Answer::All;
@@ -115,7 +115,7 @@ impl Extender {
     /// On which of the candidates the pod's claims would have room if pods there were evicted. That frees no volume, so it is
     /// the room that there is now; pods that were answered just before may leave it yet. Nothing is remembered: the pod is
     /// filtered before it is placed.
-    pub async fn preempt(&self, pod: &Pod, candidates: &[impl AsRef<str>]) -> Answer {
+    pub async fn preempt(&self, pod: &Pod<'_>, candidates: &[impl AsRef<str>]) -> Answer {
         self.called.notify_one();
         if pod.claims().is_empty() {
             return Answer::All;
@@ -147,14 +147,14 @@ impl Extender {
 
     /// Scores the candidates for a pod; an empty list where all are alike to us, as kube-scheduler takes it.
     #[must_use]
-    pub fn prioritize(&self, pod: &Pod, candidates: &[impl AsRef<str>]) -> Vec<i64> {
+    pub fn prioritize(&self, pod: &Pod<'_>, candidates: &[impl AsRef<str>]) -> Vec<i64> {
         if pod.claims().is_empty() {
             return Vec::new();
         }
         self.read(|index| decide::prioritize(index, pod, candidates))
     }
 
-    fn decide(&self, pod: &Pod, candidates: &[impl AsRef<str>], begun: Instant) -> Verdict {
+    fn decide(&self, pod: &Pod<'_>, candidates: &[impl AsRef<str>], begun: Instant) -> Verdict {
         // One decision at a time: two schedulers must not be promised the same space.
         let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();

@@ -13,10 +13,11 @@ use crate::api::{Metadata, Pod};
 #[serde(rename_all = "PascalCase")]
 pub struct PreemptionArgs<'a> {
     /// The pod.
-    pub pod: Pod,
+    #[serde(borrow)]
+    pub pod: Pod<'a>,
     /// With pods as objects, where the scheduler is configured with `nodeCacheCapable: false`.
-    #[serde(default)]
-    pub node_name_to_victims: Option<BTreeMap<String, Victims>>,
+    #[serde(borrow, default)]
+    pub node_name_to_victims: Option<BTreeMap<String, Victims<'a>>>,
     /// With pods by UID, where it is configured with `nodeCacheCapable: true`.
     #[serde(borrow, default)]
     pub node_name_to_meta_victims: Option<BTreeMap<String, MetaVictims<'a>>>,
@@ -25,10 +26,10 @@ pub struct PreemptionArgs<'a> {
 /// `Victims`: the pods of a node that would have to go.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Victims {
+pub struct Victims<'a> {
     /// These.
-    #[serde(default)]
-    pub pods: Option<Vec<Victim>>,
+    #[serde(borrow, default)]
+    pub pods: Option<Vec<Victim<'a>>>,
     /// How many PodDisruptionBudgets that would violate.
     #[serde(rename = "NumPDBViolations", default)]
     pub violations: i64,
@@ -36,9 +37,10 @@ pub struct Victims {
 
 /// What is needed of a pod that would have to go.
 #[derive(Debug, Deserialize)]
-pub struct Victim {
+pub struct Victim<'a> {
     /// Who it is.
-    pub metadata: Metadata,
+    #[serde(borrow)]
+    pub metadata: Metadata<'a>,
 }
 
 /// `MetaVictims`: the same by UID.
@@ -74,7 +76,7 @@ impl PreemptionArgs<'_> {
         let candidates = self.node_name_to_victims.iter().flatten();
         let meta = candidates.map(|(name, victims)| {
             let pods = victims.pods.iter().flatten().map(|victim| MetaPod {
-                uid: Cow::Borrowed(victim.metadata.uid.as_str()),
+                uid: Cow::Borrowed(&*victim.metadata.uid),
             });
             let victims = MetaVictims {
                 pods: Some(pods.collect()),

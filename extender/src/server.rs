@@ -167,7 +167,13 @@ async fn preempt(State(server): State<Server>, request: Request) -> Result<Respo
         Answer::Error(_, text) => return Err(RequestError::Unknown(text)),
     };
     let (pod, of, passed) = (&args.pod.metadata, candidates.len(), result.len());
-    tracing::info!(pod.namespace, pod.name, of, passed, "asked where to evict pods");
+    tracing::info!(
+        pod.namespace = &*pod.namespace,
+        pod.name = &*pod.name,
+        of,
+        passed,
+        "asked where to evict pods"
+    );
     let response = server.respond(Verb::Preempt, 0, |out| serde_json::to_writer(out, &result))?;
     server.extender.metrics.served(Verb::Preempt, begun.elapsed());
     Ok(response)
@@ -294,12 +300,23 @@ fn log(args: &ExtenderArgs<'_>, of: usize, answer: &Answer) {
             let passed = passed.len();
             // A pod that may go anywhere is nothing that anybody looks for.
             if reasons.is_empty() {
-                tracing::debug!(pod.namespace, pod.name, of, "filtered");
+                tracing::debug!(pod.namespace = &*pod.namespace, pod.name = &*pod.name, of, "filtered");
             } else {
-                tracing::info!(pod.namespace, pod.name, of, passed, ?reasons, "filtered");
+                tracing::info!(
+                    pod.namespace = &*pod.namespace,
+                    pod.name = &*pod.name,
+                    of,
+                    passed,
+                    ?reasons,
+                    "filtered"
+                );
             }
         }
-        Answer::Error(_, text) => tracing::warn!(pod.namespace, pod.name, "no answer: {text}"),
+        Answer::Error(_, text) => tracing::warn!(
+            pod.namespace = &*pod.namespace,
+            pod.name = &*pod.name,
+            "no answer: {text}"
+        ),
     }
 }
 

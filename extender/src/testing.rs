@@ -94,7 +94,7 @@ pub fn mk_volume(claim: &str, node: &str, group: &str, extents: u64) -> Persiste
 }
 
 /// A pod that uses these claims; its UID is `uid-` and its name.
-pub fn mk_pod(name: &str, claims: &[&str]) -> Pod {
+pub fn mk_pod(name: &str, claims: &[&str]) -> Pod<'static> {
     let volumes: Vec<_> = claims
         .iter()
         .map(|claim| json!({"name": claim, "persistentVolumeClaim": {"claimName": claim}}))
@@ -103,7 +103,9 @@ pub fn mk_pod(name: &str, claims: &[&str]) -> Pod {
         "metadata": {"name": name, "namespace": NAMESPACE, "uid": format!("uid-{name}")},
         "spec": {"volumes": volumes},
     });
-    serde_json::from_value(pod).expect("a pod")
+    let text = pod.to_string();
+    let pod: Pod<'_> = serde_json::from_str(&text).expect("a pod");
+    pod.into_owned()
 }
 
 pub fn names<'a>(nodes: &[&'a str]) -> Vec<Cow<'a, str>> {

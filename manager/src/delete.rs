@@ -16,8 +16,7 @@ use thiserror::Error;
 
 use crate::context::Context;
 use crate::lvm::{
-    ChangeTags, Done, LogicalVolume, Removal, RemoveVolumeError, ReportError, State, VolumeError, VolumeGroup,
-    VolumeRef,
+    ChangeTags, Done, LogicalVolume, RemoveVolumeError, ReportError, State, VolumeError, VolumeGroup, VolumeRef,
 };
 use crate::provision;
 use crate::wipe::Progress;
@@ -288,7 +287,7 @@ pub async fn wipe_and_remove(
 }
 
 /// Removes a volume that nobody holds. udev looks at one that was just written to, and has it open for a moment.
-async fn remove_closed(volume: &VolumeRef, context: &Context) -> Result<Done<Removal>, RemoveVolumeError> {
+async fn remove_closed(volume: &VolumeRef, context: &Context) -> Result<Done<()>, RemoveVolumeError> {
     for _ in 0..OPEN_LOOKS {
         match context.lvm.remove_volume(volume.clone()).await {
             Err(RemoveVolumeError::Busy(_)) => tokio::time::sleep(OPEN_FOR).await,

@@ -18,6 +18,7 @@ mod groups;
 pub mod host;
 mod links;
 mod operations;
+mod removal;
 mod report;
 mod requests;
 mod seen;
@@ -47,10 +48,10 @@ pub trait Lvm: Send + Sync {
     /// Makes a logical volume, active, with its tags, and its first blocks and every known signature wiped.
     fn create_volume(&self, request: CreateVolume) -> BoxFuture<'_, Result<Made, CreateVolumeError>>;
 
-    /// Removes a logical volume of ours that nobody has open and that lies on no missing disk. One that is gone already
-    /// is a success where its volume group is there and whole. Any change to a group with a missing disk makes LVM treat
+    /// Removes a logical volume of ours that nobody has open and that lies on no missing disk, together with others of its
+    /// group that are asked for meanwhile. One that is gone already is a success where its volume group is there. Any change to a group with a missing disk makes LVM treat
     /// the disk as missing until [`Lvm::restore_physical_volume`], also when it is back.
-    fn remove_volume(&self, volume: VolumeRef) -> BoxFuture<'_, Result<Done<Removal>, RemoveVolumeError>>;
+    fn remove_volume(&self, volume: VolumeRef) -> BoxFuture<'_, Result<Done<()>, RemoveVolumeError>>;
 
     /// Makes a logical volume of ours at least that large. Never shrinks it.
     fn extend_volume(&self, request: ExtendVolume) -> BoxFuture<'_, Result<Done<LogicalVolume>, ExtendVolumeError>>;

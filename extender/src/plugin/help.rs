@@ -19,7 +19,7 @@ const NAMED: usize = 4;
 
 /// What would help.
 #[must_use]
-pub fn help(snapshot: &Snapshot, sent: &api::Pod, why: &Why) -> Vec<String> {
+pub fn help(snapshot: &Snapshot, sent: &api::Pod<'_>, why: &Why) -> Vec<String> {
     let mut help = Vec::new();
     if why.outcome == Outcome::NothingAsked {
         return help;
@@ -256,7 +256,7 @@ fn held(snapshot: &Snapshot, node: &str, group: &str) -> Vec<String> {
 }
 
 /// Claims that fit alone, and not on one node.
-fn together(snapshot: &Snapshot, sent: &api::Pod, why: &Why) -> Option<String> {
+fn together(snapshot: &Snapshot, sent: &api::Pod<'_>, why: &Why) -> Option<String> {
     let asking: Vec<&str> = why
         .claims
         .iter()

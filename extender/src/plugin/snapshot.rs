@@ -342,10 +342,11 @@ pub async fn find(client: &Client, namespace: &str, name: &str, wanted: Wanted) 
 
 /// A pod as kube-scheduler sends it.
 #[must_use]
-pub fn as_sent(pod: &Pod) -> crate::api::Pod {
-    let read = serde_json::to_value(pod).and_then(serde_json::from_value);
+pub fn as_sent(pod: &Pod) -> crate::api::Pod<'static> {
+    let sent = serde_json::to_vec(pod).unwrap_or_default();
     // Every pod has a name, a namespace and a UID, and its volumes are optional.
-    read.unwrap_or_default()
+    let read: crate::api::Pod<'_> = serde_json::from_slice(&sent).unwrap_or_default();
+    read.into_owned()
 }
 
 /// Whether a pod uses a claim.

@@ -130,7 +130,7 @@ pub fn pod(snapshot: &Snapshot, pod: &Pod) -> Why {
     let sent = as_sent(pod);
     let spec = pod.spec.clone().unwrap_or_default();
     let mut why = replay(snapshot, &sent, |node| remarks(node, pod));
-    why.pod = Some(sent.metadata.name.clone());
+    why.pod = Some(sent.metadata.name.clone().into_owned());
     why.scheduler = unscheduled(pod);
     why.placed_on = spec.node_name.filter(|node| !node.is_empty());
     let name = format!("pod {}/{}", sent.metadata.namespace, sent.metadata.name);
@@ -151,13 +151,13 @@ pub fn pod(snapshot: &Snapshot, pod: &Pod) -> Why {
 pub fn claim(snapshot: &Snapshot, namespace: &str, claim: &str) -> Why {
     let sent = api::Pod {
         metadata: api::Metadata {
-            namespace: namespace.to_owned(),
+            namespace: namespace.into(),
             ..Default::default()
         },
         spec: api::PodSpec {
             volumes: Some(vec![api::Volume {
                 persistent_volume_claim: Some(api::ClaimSource {
-                    claim_name: claim.to_owned(),
+                    claim_name: claim.into(),
                 }),
                 ..Default::default()
             }]),
@@ -174,7 +174,7 @@ pub fn claim(snapshot: &Snapshot, namespace: &str, claim: &str) -> Why {
 }
 
 /// The extender's answer for a pod, with all nodes as candidates that its volumes leave.
-fn replay(snapshot: &Snapshot, sent: &api::Pod, remarks: impl Fn(&Node) -> Vec<String>) -> Why {
+fn replay(snapshot: &Snapshot, sent: &api::Pod<'_>, remarks: impl Fn(&Node) -> Vec<String>) -> Why {
     let index = &snapshot.index;
     let wanted = sent.claims();
     let stands: Vec<(String, Stand<'_>)> = wanted
@@ -238,7 +238,7 @@ fn replay(snapshot: &Snapshot, sent: &api::Pod, remarks: impl Fn(&Node) -> Vec<S
         })
         .collect();
     let mut why = Why {
-        namespace: sent.metadata.namespace.clone(),
+        namespace: sent.metadata.namespace.clone().into_owned(),
         pod: None,
         outcome: Outcome::FitsNowhere,
         placed_on: None,
@@ -263,7 +263,7 @@ fn replay(snapshot: &Snapshot, sent: &api::Pod, remarks: impl Fn(&Node) -> Vec<S
 }
 
 /// What the extender answers once it waits for nothing any more.
-fn decided(snapshot: &Snapshot, sent: &api::Pod, candidates: &[Cow<'_, str>]) -> Answer {
+fn decided(snapshot: &Snapshot, sent: &api::Pod<'_>, candidates: &[Cow<'_, str>]) -> Answer {
     let verdict = decide::filter(
         &snapshot.index,
         &mut Answered::default(),
@@ -280,7 +280,7 @@ fn decided(snapshot: &Snapshot, sent: &api::Pod, candidates: &[Cow<'_, str>]) ->
     }
 }
 
-fn claim_row(snapshot: &Snapshot, sent: &api::Pod, name: &str, stand: &Stand<'_>) -> ClaimRow {
+fn claim_row(snapshot: &Snapshot, sent: &api::Pod<'_>, name: &str, stand: &Stand<'_>) -> ClaimRow {
     let claim = snapshot
         .index
         .claim(&crate::index::claim_key(&sent.metadata.namespace, name));

@@ -94,7 +94,7 @@ pub struct NotInstalled {
 }
 
 /// A command that did not end well.
-#[derive(Debug, Error)]
+#[derive(Debug, Clone, Error)]
 #[error("\"{command}\" {exit} after {duration:.1?}{}", tail(.stderr))]
 pub struct CommandError {
     /// The command, for people.
@@ -108,11 +108,11 @@ pub struct CommandError {
 }
 
 /// How a command ended that did not end well.
-#[derive(Debug, Error)]
+#[derive(Debug, Clone, Error)]
 pub enum Exit {
     /// It was not run at all.
     #[error("could not be started ({0})")]
-    NotStarted(io::Error),
+    NotStarted(Arc<io::Error>),
     /// It ended with this code.
     #[error("failed with code {0}")]
     Code(i32),
@@ -247,18 +247,19 @@ impl Program {
     }
 
     async fn run_to_end(&self, arguments: &[String]) -> Result<Output, (Exit, String)> {
+        // Nothing is asked for that posix_spawn(3) cannot do in a static binary, such as a working directory: this process
+        // would be copied for each command, and copy each page that it writes to after that.
         let mut child = Command::new(&self.path)
             .args(arguments)
             .env("LC_ALL", "C")
             .env("LVM_SUPPRESS_FD_WARNINGS", "1")
-            .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             // So that what it starts can be killed with it.
             .process_group(0)
             .spawn()
-            .map_err(|error| (Exit::NotStarted(error), String::new()))?;
+            .map_err(|error| (Exit::NotStarted(error.into()), String::new()))?;
         let stdout = tokio::spawn(take(child.stdout.take(), self.limits.output));
         let stderr = tokio::spawn(take(child.stderr.take(), STDERR_MAX));
         let code = self.wait(&mut child, arguments).await;

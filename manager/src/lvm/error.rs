@@ -11,7 +11,7 @@ use super::command::CommandError;
 use super::{GroupRef, LogicalVolume, VolumeRef};
 
 /// The state could not be read.
-#[derive(Debug, Error)]
+#[derive(Debug, Clone, Error)]
 pub enum ReportError {
     /// The command did not give a report.
     #[error(transparent)]
@@ -22,7 +22,7 @@ pub enum ReportError {
 }
 
 /// Nobody knows whether the command did its work: read again, assume nothing.
-#[derive(Debug, Error)]
+#[derive(Debug, Clone, Error)]
 pub enum Unknown {
     /// The command was to be killed at its deadline and does not end.
     #[error("outcome unknown: {0}")]

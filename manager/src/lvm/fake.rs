@@ -240,7 +240,10 @@ impl Backend for Fake {
         let before = match fault {
             Some(Fault::Refuse) => Some(error(Exit::Code(5), "refused on purpose")),
             Some(Fault::DeadlineBefore) => Some(error(Exit::Deadline, "")),
-            Some(Fault::NotStarted) => Some(error(Exit::NotStarted(std::io::ErrorKind::NotFound.into()), "")),
+            Some(Fault::NotStarted) => Some(error(
+                Exit::NotStarted(std::sync::Arc::new(std::io::ErrorKind::NotFound.into())),
+                "",
+            )),
             Some(Fault::KilledBefore) => Some(error(Exit::Killed, "")),
             Some(Fault::Nothing) => return futures::future::ready(Ok(())).boxed(),
             Some(Fault::Hang) => return futures::future::pending().boxed(),

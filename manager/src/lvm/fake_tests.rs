@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use quarry_crds::Extents;
 use quarry_crds::tags::{VERSION_TAG, VolumeState};
 
@@ -94,12 +96,12 @@ async fn nobody_knows_what_a_command_did_that_does_not_end_or_is_not_read_after(
     let error = lvm
         .remove_volume(group.reference_to(&volume))
         .await
-        .expect_err("cannot be read before");
+        .expect_err("cannot be read after");
     assert!(
         matches!(error, RemoveVolumeError::Unknown(Unknown::NotRead { .. })),
         "{error}"
     );
-    assert_eq!(lvm.journal().len(), commands, "nothing is changed on a guess");
+    assert_eq!(lvm.journal().len(), commands + 1);
 }
 
 #[tokio::test]
@@ -172,7 +174,7 @@ async fn what_is_not_ours_or_in_use_stays() {
         };
         let error = lvm.change_tags(change).await.expect_err("not ours");
         assert!(matches!(error, VolumeError::NotOurs(_)), "{error}");
-        assert_eq!(lvm.journal().len(), commands + 1);
+        assert_eq!(lvm.journal().len(), commands + 2);
         assert_eq!(
             lvm.report().await.expect("reads").groups[0].logical_volumes[0].tags,
             tags
@@ -180,6 +182,62 @@ async fn what_is_not_ours_or_in_use_stays() {
     }
     let error = lvm.remove_group(group.reference()).await.expect_err("not empty");
     assert!(matches!(error, RemoveGroupError::NotEmpty { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn volumes_that_are_to_go_at_once_go_together() {
+    let (lvm, group) = with_group().await;
+    let mut volumes = Vec::new();
+    for name in ["pvc-a", "pvc-b", "pvc-c", "pvc-d"] {
+        volumes.push(lvm.create_volume(request(&group, name)).await.expect("made").value);
+    }
+    lvm.set_open(&volumes[1].uuid, true);
+    lvm.by_hand(|state| state.groups[0].logical_volumes[2].tags.clear());
+    let commands = lvm.journal().len();
+    let removals = volumes
+        .iter()
+        .map(|volume| lvm.remove_volume(group.reference_to(volume)));
+    let results = futures::future::join_all(removals).await;
+    assert_eq!(lvm.journal().len(), commands + 1, "{:?}", lvm.journal());
+    assert!(results[0].is_ok(), "{results:?}");
+    assert!(matches!(&results[1], Err(RemoveVolumeError::Busy(busy)) if busy.name == "pvc-b"));
+    assert!(matches!(&results[2], Err(RemoveVolumeError::NotOurs(not)) if not.name == "pvc-c"));
+    assert!(results[3].is_ok(), "{results:?}");
+    let left = lvm.report().await.expect("reads").groups.remove(0).logical_volumes;
+    let left: BTreeSet<_> = left.iter().map(|volume| volume.name.as_str()).collect();
+    assert_eq!(left, BTreeSet::from(["pvc-b", "pvc-c"]));
+}
+
+#[tokio::test]
+async fn however_many_are_to_go_each_is_answered() {
+    let (lvm, group) = with_group().await;
+    let mut volumes = Vec::new();
+    for at in 0..40 {
+        volumes.push(
+            lvm.create_volume(request(&group, &format!("pvc-{at}")))
+                .await
+                .expect("made")
+                .value,
+        );
+    }
+    // The second command of these does not end well.
+    lvm.fail_after(1, Fault::Refuse);
+    // Some know the group by a name that it had.
+    let named = |at: usize, volume| {
+        let mut volume = group.reference_to(volume);
+        if at.is_multiple_of(3) {
+            volume.group.name = "former".into();
+        }
+        volume
+    };
+    let removals = volumes
+        .iter()
+        .enumerate()
+        .map(|(at, volume)| lvm.remove_volume(named(at, volume)));
+    let results = futures::future::join_all(removals).await;
+    let refused = results.iter().filter(|result| result.is_err()).count();
+    let left = lvm.report().await.expect("reads").groups[0].logical_volumes.len();
+    assert!((1..20).contains(&refused) && left == refused, "{refused} {left}");
 }
 
 #[tokio::test]

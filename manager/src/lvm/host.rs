@@ -89,22 +89,16 @@ impl Line {
         self.with(pairs.collect::<Vec<_>>())
     }
 
-    /// Lets the command work on the volume, and others, only if it still has this UUID and our tag: LVM itself compares,
-    /// under its own lock.
-    fn only(self, volume: &VolumeRef, others: &[String], having: Option<&str>) -> Self {
-        let mut which = format!("lv_uuid={}", volume.uuid);
-        if !others.is_empty() {
-            let others: String = others.iter().map(|uuid| format!(" || lv_uuid={uuid}")).collect();
-            which = format!("({which}{others})");
-        }
-        let mut select = format!(
-            "vg_uuid={} && {which} && lv_tags={{{}}}",
+    /// Lets the command work on the volume, and others of its group, only if they still have these UUIDs, our tag and what
+    /// is asked for further: LVM itself compares, under its own lock.
+    fn only(self, volume: &VolumeRef, others: &[String], further: &str) -> Self {
+        let others: String = others.iter().map(|uuid| format!(" || lv_uuid={uuid}")).collect();
+        let select = format!(
+            "vg_uuid={} && (lv_uuid={}{others}) && lv_tags={{{}}}{further}",
             volume.group.uuid,
+            volume.uuid,
             quarry_crds::tags::VERSION_TAG
         );
-        if let Some(tag) = having {
-            select.push_str(&format!(" && lv_tags={{{tag}}}"));
-        }
         self.with(["-S".to_owned(), select])
     }
 }
@@ -126,17 +120,21 @@ impl Host {
                     .with(request.devices)
             }
             // -y answers "really remove active volume?"; a volume in use is refused all the same.
-            Mutation::RemoveVolume(volume) => Line::new("lvremove", &["-y"])
-                .only(&volume, &[], None)
+            // A volume with a part on a missing disk stays: no change of the group makes LVM forget that disk then.
+            Mutation::RemoveVolumes { volume, others } => Line::new("lvremove", &["-y"])
+                .only(&volume, &others, " && lv_health_status!=partial")
                 .with([volume.group.name]),
             Mutation::ExtendVolume(request) => Line::new("lvextend", &["-l"])
                 .with([request.extents.to_string(), request.volume.to_string()])
                 .with(request.devices),
-            Mutation::ChangeTags(request) => Line::new("lvchange", &[])
-                .options("--addtag", &request.add)
-                .options("--deltag", &request.delete)
-                .only(&request.volume, &request.others, request.having.as_deref())
-                .with([request.volume.group.name]),
+            Mutation::ChangeTags(request) => {
+                let having = request.having.map(|tag| format!(" && lv_tags={{{tag}}}"));
+                Line::new("lvchange", &[])
+                    .options("--addtag", &request.add)
+                    .options("--deltag", &request.delete)
+                    .only(&request.volume, &request.others, &having.unwrap_or_default())
+                    .with([request.volume.group.name])
+            }
             Mutation::RenameVolume { volume, name } => {
                 Line::new("lvrename", &[]).with([volume.group.name, volume.name, name])
             }

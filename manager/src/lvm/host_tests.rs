@@ -151,12 +151,9 @@ async fn a_disk_that_comes_back_is_restored() {
         .await
         .expect_err("on the missing disk");
     assert!(matches!(refused, RemoveVolumeError::OnMissingDisk(_)), "{refused}");
-    let removed = without
-        .remove_volume(group.reference_to(&first))
-        .await
-        .expect("on the other disk")
-        .value;
-    assert_eq!(removed, Removal::Removed);
+    let removed = without.remove_volume(group.reference_to(&first)).await;
+    let left = &removed.expect("on the other disk").state.groups[0].logical_volumes;
+    assert!(left.len() == 1 && left[0].uuid == second.uuid, "{left:?}");
 
     let back = lvm.report().await.expect("reads");
     let missing: Vec<_> = back.groups[0].physical_volumes.iter().filter(|pv| pv.missing).collect();
@@ -265,15 +262,18 @@ fn a_volume_is_removed_only_with_its_uuid_and_our_tag() {
         name: "vg".into(),
         uuid: "vg-uuid".into(),
     };
-    let words = words(Mutation::RemoveVolume(VolumeRef {
+    let volume = VolumeRef {
         group,
         name: "pvc-a".into(),
         uuid: "lv-uuid".into(),
-    }));
+    };
+    let others = vec!["other-uuid".to_owned()];
+    let words = words(Mutation::RemoveVolumes { volume, others });
     if let Some(at) = words.iter().position(|word| word == "-S") {
         assert_eq!(
             words[at + 1],
-            "vg_uuid=vg-uuid && lv_uuid=lv-uuid && lv_tags={quarry.version=1}"
+            "vg_uuid=vg-uuid && (lv_uuid=lv-uuid || lv_uuid=other-uuid) && lv_tags={quarry.version=1} \
+             && lv_health_status!=partial"
         );
         assert!(
             !words

@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 use tokio::sync::{Mutex as AsyncMutex, OwnedRwLockWriteGuard, RwLock};
 
 use super::command::{CommandError, Exit};
+use super::requests::check_volume;
 use super::*;
 
 /// The part that differs: running commands and reading reports.
@@ -26,19 +27,42 @@ pub trait Backend: Send + Sync + 'static {
 #[allow(missing_docs, reason = "each is one operation of the trait Lvm, which is documented")]
 pub enum Mutation {
     CreateVolume(CreateVolume),
-    RemoveVolume(VolumeRef),
+    /// The others are of the same group, by LVM's UUIDs.
+    RemoveVolumes {
+        volume: VolumeRef,
+        others: Vec<String>,
+    },
     ExtendVolume(ExtendVolume),
     ChangeTags(ChangeTags),
-    RenameVolume { volume: VolumeRef, name: String },
-    SetActive { volume: VolumeRef, active: bool },
+    RenameVolume {
+        volume: VolumeRef,
+        name: String,
+    },
+    SetActive {
+        volume: VolumeRef,
+        active: bool,
+    },
     ActivateGroup(GroupRef),
     CreateGroup(CreateGroup),
-    ExtendGroup { group: GroupRef, devices: Vec<String> },
-    TagGroup { group: GroupRef, tags: Vec<String> },
+    ExtendGroup {
+        group: GroupRef,
+        devices: Vec<String>,
+    },
+    TagGroup {
+        group: GroupRef,
+        tags: Vec<String>,
+    },
     RemoveGroup(GroupRef),
-    RemoveLabels { devices: Vec<String> },
-    ResizePhysicalVolume { device: String },
-    RestorePhysicalVolume { group: GroupRef, device: String },
+    RemoveLabels {
+        devices: Vec<String>,
+    },
+    ResizePhysicalVolume {
+        device: String,
+    },
+    RestorePhysicalVolume {
+        group: GroupRef,
+        device: String,
+    },
 }
 
 /// An implementation of [`Lvm`] over a backend.
@@ -54,9 +78,11 @@ pub(super) struct Shared<B> {
     locks: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
     /// Held for reading by each mutation under way.
     running: Arc<RwLock<()>>,
+    pub(super) removals: removal::Waiting,
 }
 
 /// A command that could not be judged by what was read after it.
+#[derive(Clone)]
 pub(super) enum Failed {
     /// It was not even started.
     Refused(CommandError),
@@ -64,6 +90,7 @@ pub(super) enum Failed {
 }
 
 /// What was read after a command, and what the command complained of.
+#[derive(Clone)]
 pub(super) struct Ran {
     pub(super) state: State,
     pub(super) error: Option<CommandError>,
@@ -150,7 +177,7 @@ impl<B: Backend> Shared<B> {
 fn point_after(mutation: &Mutation) -> fn() {
     match mutation {
         Mutation::CreateVolume(_) => || crash_point!("lvm-after-lvcreate"),
-        Mutation::RemoveVolume(_) => || crash_point!("lvm-after-lvremove"),
+        Mutation::RemoveVolumes { .. } => || crash_point!("lvm-after-lvremove"),
         Mutation::ChangeTags(_) => || crash_point!("lvm-after-lvchange"),
         Mutation::ActivateGroup(_) => || crash_point!("lvm-after-activation"),
         Mutation::CreateGroup(_) => || crash_point!("lvm-after-vgcreate"),
@@ -211,6 +238,7 @@ impl<B: Backend> Engine<B> {
                 readings: AtomicU64::new(0),
                 locks: Mutex::default(),
                 running: Arc::new(RwLock::new(())),
+                removals: removal::Waiting::default(),
             }),
         }
     }
@@ -268,9 +296,19 @@ impl<B: Backend> Lvm for Engine<B> {
         })
     }
 
-    fn remove_volume(&self, volume: VolumeRef) -> BoxFuture<'_, Result<Done<Removal>, RemoveVolumeError>> {
-        self.mutate(volume.group.uuid.clone(), move |shared| {
-            volumes::remove_volume(shared, volume)
+    fn remove_volume(&self, volume: VolumeRef) -> BoxFuture<'_, Result<Done<()>, RemoveVolumeError>> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move {
+            check_volume(&volume)?;
+            let key = volume.group.uuid.clone();
+            let answer = shared.removals.ask(volume);
+            tokio::spawn(async move {
+                let _running = Arc::clone(&shared.running).read_owned().await;
+                let _lock = shared.lock(&key).await;
+                removal::run(&shared, &key).await;
+            });
+            let lost = || Err(unexpected(None, "the removal was broken off").into());
+            answer.await.unwrap_or_else(|_| lost())
         })
     }
 

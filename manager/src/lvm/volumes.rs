@@ -44,63 +44,6 @@ pub(super) async fn create_volume<B: Backend>(
     })
 }
 
-pub(super) async fn remove_volume<B: Backend>(
-    shared: Arc<Shared<B>>,
-    volume: VolumeRef,
-) -> Result<Done<Removal>, RemoveVolumeError> {
-    check_volume(&volume)?;
-    let state = shared.before().await?;
-    let Some(group) = state.group(&volume.group.uuid) else {
-        return Err(missing_or(&state, RemoveVolumeError::GroupMissing(volume.group)));
-    };
-    let Some(found) = group.volume(&volume.uuid) else {
-        return match state.problem_of(group) {
-            Some(problem) => Err(RemoveVolumeError::GroupUnusable {
-                group: volume.group,
-                problem,
-            }),
-            None => Ok(Done {
-                value: Removal::AlreadyGone,
-                state,
-            }),
-        };
-    };
-    let current = group.reference_to(found);
-    if !is_ours(&found.tags) {
-        return Err(RemoveVolumeError::NotOurs(current));
-    }
-    if found.partial {
-        return Err(RemoveVolumeError::OnMissingDisk(current));
-    }
-    if found.open == Some(true) {
-        return Err(RemoveVolumeError::Busy(current));
-    }
-    let Ran { state, error } = shared.run(Mutation::RemoveVolume(current.clone())).await?;
-    let Some(group) = state.group(&current.group.uuid) else {
-        return Err(missing_or(&state, RemoveVolumeError::GroupMissing(current.group)));
-    };
-    let Some(found) = group.volume(&current.uuid) else {
-        return Ok(Done {
-            value: Removal::Removed,
-            state,
-        });
-    };
-    if !is_ours(&found.tags) {
-        return Err(RemoveVolumeError::NotOurs(current));
-    }
-    if found.open == Some(true) {
-        return Err(RemoveVolumeError::Busy(current));
-    }
-    Err(match (state.problem_of(group), error) {
-        (Some(problem), _) => RemoveVolumeError::GroupUnusable {
-            group: current.group,
-            problem,
-        },
-        (None, Some(error)) => RemoveVolumeError::Refused(error),
-        (None, None) => unexpected(None, "the volume is still there").into(),
-    })
-}
-
 pub(super) async fn extend_volume<B: Backend>(
     shared: Arc<Shared<B>>,
     request: ExtendVolume,

@@ -56,7 +56,7 @@ async fn a_released_volume_is_wiped_and_removed_and_then_forgotten() {
         [
             "get persistentvolumes/pvc-u-1",
             "wipe old pvc-u-1",
-            "RemoveVolume pvc-u-1",
+            "RemoveVolumes pvc-u-1",
             "delete persistentvolumes/pvc-u-1",
             "get persistentvolumes/pvc-u-1",
             "patch persistentvolumes/pvc-u-1",

@@ -40,7 +40,7 @@ async fn what_nobody_wants_is_removed_once_the_api_server_said_so() {
         [
             "get persistentvolumes/pvc-u-1",
             "list persistentvolumeclaims",
-            "RemoveVolume pvc-u-1"
+            "RemoveVolumes pvc-u-1"
         ]
     );
     assert!(bench.volumes().is_empty());
@@ -153,7 +153,7 @@ async fn what_was_not_removed_is_tried_again() {
     bench.fault(Fault::Refuse);
     sweep(&bench).await;
     let log = bench.log();
-    let removals = log.iter().filter(|line| *line == "RemoveVolume pvc-u-1").count();
+    let removals = log.iter().filter(|line| *line == "RemoveVolumes pvc-u-1").count();
     assert_eq!((removals, bench.volumes().len()), (2, 0), "{log:?}");
 }
 
@@ -237,7 +237,7 @@ async fn what_was_being_removed_is_wiped_and_removed_without_its_object() {
             "get persistentvolumes/pvc-u-1",
             "get persistentvolumes/pvc-u-1",
             "wipe old pvc-u-1",
-            "RemoveVolume pvc-u-1"
+            "RemoveVolumes pvc-u-1"
         ]
     );
     assert!(bench.volumes().is_empty());

@@ -124,13 +124,13 @@ async fn a_claim_is_served_once_whatever_goes_wrong() {
             last("wipe new pvc-u-1") < made,
             "{told}: wiped before it is handed out: {log:?}"
         );
-        assert!(last("RemoveVolume pvc-u-1") < made, "{told}: {log:?}");
+        assert!(last("RemoveVolumes pvc-u-1") < made, "{told}: {log:?}");
         // Each removal is of a volume that was seen and not handed out, which was asked of the API server.
         let asked = log
             .iter()
             .filter(|line| *line == "get persistentvolumes/pvc-u-1")
             .count();
-        let removed = log.iter().filter(|line| *line == "RemoveVolume pvc-u-1").count();
+        let removed = log.iter().filter(|line| *line == "RemoveVolumes pvc-u-1").count();
         assert!(removed <= asked, "{told}: {log:?}");
     }
 }

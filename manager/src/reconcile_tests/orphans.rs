@@ -102,7 +102,7 @@ async fn it_is_removed_where_that_was_asked_for_after_the_grace_period_and_not_b
             "list persistentvolumeclaims",
             "get persistentvolumes/pvc-u-1",
             "wipe old pvc-u-1",
-            "RemoveVolume pvc-u-1"
+            "RemoveVolumes pvc-u-1"
         ]
     );
     assert!(bench.volumes().is_empty());

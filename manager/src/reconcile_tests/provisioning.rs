@@ -235,7 +235,7 @@ async fn a_volume_that_nobody_wants_any_more_is_removed() {
                 "CreateVolume pvc-u-1",
                 "wipe new pvc-u-1",
                 "get persistentvolumeclaims/data",
-                "RemoveVolume pvc-u-1"
+                "RemoveVolumes pvc-u-1"
             ],
             "{what}"
         );

@@ -29,7 +29,7 @@ async fn what_was_made_by_a_failed_command_is_removed_before_the_claim_goes_back
             [
                 "CreateVolume pvc-u-1",
                 "get persistentvolumes/pvc-u-1",
-                "RemoveVolume pvc-u-1",
+                "RemoveVolumes pvc-u-1",
                 "patch persistentvolumeclaims/data",
                 "create events/ProvisioningFailed"
             ],

@@ -3,11 +3,13 @@
 //! Each group of figures has a file of its own. What needs no cluster comes first.
 
 pub mod burst;
+mod counts;
 pub mod extender;
 pub mod figure;
 pub mod fleet;
 pub mod index;
 pub mod memory;
+mod processor;
 pub mod run;
 pub mod samples;
 pub mod scheduling;

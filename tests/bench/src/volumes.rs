@@ -14,14 +14,16 @@ use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
 use quarry_crds::names::{BETA_STORAGE_PROVISIONER, PROVISIONER, SELECTED_NODE, STORAGE_PROVISIONER};
-use quarry_e2e::bed::{Bed, NAMESPACE};
+use quarry_e2e::bed::Bed;
 use quarry_e2e::objects::{Claim, PodSpec};
 use quarry_e2e::test::Test;
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::counts::{PROVISION, difference, is_reading, list, merge, metrics, sum};
 use crate::figure::{Figure, Goal};
 use crate::index::resident_of;
+use crate::processor::Used;
 use crate::samples::Samples;
 
 /// How many volumes are made, one after another.
@@ -191,6 +193,7 @@ async fn one_by_one(test: &Test, class: &str, seen: &Seen, audit: &Audit) -> Res
 
 /// A hundred claims given to one node at once, beside a hundred raw volumes one after another.
 async fn at_once(test: &Test, class: &str, seen: &Seen) -> Result<Vec<Figure>> {
+    let (commands, processor) = (metrics(test).await?, Used::on(test, NODE).await?);
     let begun = Instant::now();
     let claims: Vec<_> = (0..AT_ONCE)
         .map(|at| selected_claim(&format!("many{at}"), class))
@@ -214,6 +217,12 @@ async fn at_once(test: &Test, class: &str, seen: &Seen) -> Result<Vec<Figure>> {
         .filter_map(|at| self::at(seen, &format!("volume many{at}")))
         .max();
     let ours = last.context("no volume")?.duration_since(begun).as_secs_f64();
+    let spent = Used::on(test, NODE).await?.since(&processor);
+    let ran = metrics(test).await?;
+    let (ran, seconds) = (
+        difference(&ran.counts, &commands.counts),
+        difference(&ran.seconds, &commands.seconds),
+    );
     tokio::time::sleep(SETTLED).await;
     let with_many = resident(test, "quarry-manager").await?;
     let storages = test.storages_of(class).await?;
@@ -226,12 +235,16 @@ async fn at_once(test: &Test, class: &str, seen: &Seen) -> Result<Vec<Figure>> {
         status.volumes = 1_000;
         size = serde_json::to_vec(&storage)?.len() as f64;
     }
+    let begun = Instant::now();
     remove_all(test).await?;
+    let removed = begun.elapsed().as_secs_f64();
+    let processor = Used::on(test, NODE).await?;
     let begun = Instant::now();
     for round in 0..AT_ONCE {
         make_raw(test, class, round).await?;
     }
     let raw = begun.elapsed().as_secs_f64();
+    let spent_raw = Used::on(test, NODE).await?.since(&processor);
     for round in 0..AT_ONCE {
         remove_raw(test, class, round).await?;
     }
@@ -239,7 +252,15 @@ async fn at_once(test: &Test, class: &str, seen: &Seen) -> Result<Vec<Figure>> {
     Ok(vec![
         Figure::new("100 claims at once: until the last was created", created, "s"),
         Figure::new("100 claims at once: until the last had its PersistentVolume", ours, "s"),
+        Figure::new(format!("processor time of the node in that ({spent})"), ours, "s"),
+        Figure::new(
+            format!("commands in that ({}; {} s)", list(&ran, 1.0), list(&seconds, 1.0)),
+            sum(&ran, |command| command != PROVISION),
+            "",
+        ),
+        Figure::new("100 volumes removed, until their objects are gone", removed, "s"),
         Figure::new("100 raw lvcreate one after another", raw, "s"),
+        Figure::new(format!("processor time of the node in that ({spent_raw})"), raw, "s"),
         Figure::new(
             "volumes a second, beside raw lvcreate",
             (count / ours) / (count / raw),
@@ -354,58 +375,6 @@ pub(crate) async fn resident(test: &Test, program: &str) -> Result<f64> {
     resident_of(&status)
 }
 
-/// What the manager of the node says of itself: how many commands it has run, and for how many seconds, by command; and
-/// how many volumes it has made, and for how many seconds.
-struct Metrics {
-    counts: BTreeMap<String, f64>,
-    seconds: BTreeMap<String, f64>,
-}
-
-impl Metrics {
-    fn read(text: &str) -> Result<Self> {
-        let (mut counts, mut seconds) = (BTreeMap::new(), BTreeMap::new());
-        for line in text.lines() {
-            let of = |kind: &str| line.strip_prefix(&format!("quarry_lvm_command_seconds_{kind}{{"));
-            let (rest, sums) = match (of("count"), of("sum")) {
-                (Some(rest), _) => (rest, &mut counts),
-                (_, Some(rest)) => (rest, &mut seconds),
-                _ => continue,
-            };
-            let (labels, value) = rest.rsplit_once(' ').context("a metric without a value")?;
-            let command = labels
-                .split("command=\"")
-                .nth(1)
-                .and_then(|rest| rest.split('"').next());
-            let command = command.context("a metric without its command")?.to_owned();
-            *sums.entry(command).or_default() += value.parse::<f64>()?;
-        }
-        for (kind, sums) in [("count", &mut counts), ("sum", &mut seconds)] {
-            let name = format!("quarry_provision_seconds_{kind} ");
-            let value = text.lines().find_map(|line| line.strip_prefix(&name));
-            sums.insert(PROVISION.to_owned(), value.unwrap_or("0").parse()?);
-        }
-        Ok(Self { counts, seconds })
-    }
-}
-
-/// Under this name, what a volume takes as a whole is kept beside the commands.
-const PROVISION: &str = "provision";
-
-async fn metrics(test: &Test) -> Result<Metrics> {
-    let pod = test.pod_of_ours("quarry-manager", NODE).await?.name_any();
-    let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}:9897/proxy/metrics");
-    Metrics::read(&test.bed.kubectl(&["get", "--raw", &path]).await?)
-}
-
-/// Whether a command reads only.
-fn is_reading(command: &str) -> bool {
-    ![
-        "lvcreate", "lvremove", "lvchange", "lvextend", "vgchange", "vgcreate", "vgextend", "vgremove", "pvcreate",
-    ]
-    .iter()
-    .any(|changing| command.contains(changing))
-}
-
 /// What kube-apiserver wrote down of our requests.
 struct Audit(PathBuf);
 
@@ -441,48 +410,9 @@ fn count(log: &Path) -> Result<BTreeMap<String, f64>> {
     Ok(counts)
 }
 
-fn difference(after: &BTreeMap<String, f64>, before: &BTreeMap<String, f64>) -> BTreeMap<String, f64> {
-    after
-        .iter()
-        .map(|(what, count)| (what.clone(), count - before.get(what).copied().unwrap_or_default()))
-        .filter(|(_, count)| *count > 0.0)
-        .collect()
-}
-
-fn merge(one: &BTreeMap<String, f64>, other: &BTreeMap<String, f64>) -> BTreeMap<String, f64> {
-    let mut sum = one.clone();
-    for (what, count) in other {
-        *sum.entry(what.clone()).or_default() += count;
-    }
-    sum
-}
-
-fn sum(counts: &BTreeMap<String, f64>, of: impl Fn(&str) -> bool) -> f64 {
-    counts.iter().filter(|(what, _)| of(what)).map(|(_, count)| count).sum()
-}
-
-fn list(counts: &BTreeMap<String, f64>, of: f64) -> String {
-    let each: Vec<_> = counts
-        .iter()
-        .map(|(what, count)| format!("{what} {:.2}", count / of))
-        .collect();
-    each.join(", ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn metrics_are_summed_by_command() {
-        let text = "quarry_lvm_command_seconds_sum{command=\"lvcreate\",outcome=\"ok\"} 0.5\n\
-            quarry_lvm_command_seconds_count{command=\"lvcreate\",outcome=\"ok\"} 2\n\
-            quarry_lvm_command_seconds_count{command=\"lvcreate\",outcome=\"failed\"} 1\n\
-            quarry_provision_seconds_sum 0.75\nquarry_provision_seconds_count 2\n";
-        let metrics = Metrics::read(text).expect("metrics");
-        assert_eq!(list(&metrics.counts, 1.0), "lvcreate 3.00, provision 2.00");
-        assert_eq!(list(&metrics.seconds, 1.0), "lvcreate 0.50, provision 0.75");
-    }
 
     #[test]
     fn lines_of_the_audit_are_counted_by_what_was_written() {

@@ -138,14 +138,19 @@ pub fn filter(data: &[u8]) {
     assert_eq!(&passed | &refused, asked, "{answer}");
 }
 
-/// POST /prioritize: every node that was asked of has one score from 0 to 10, in that order, or none has any.
+/// POST /prioritize: every node that was asked of has one score from 0 to 10, in that order; or none has any, where the pod
+/// asks nothing that a node could lack.
 pub fn prioritize(data: &[u8]) {
     let Some(answer) = ask("/prioritize", data) else {
         return;
     };
     let scores = answer.as_array().expect("scores");
     let hosts: Vec<&str> = scores.iter().filter_map(|score| score["Host"].as_str()).collect();
-    if let Some(asked) = asked(data).filter(|_| !scores.is_empty()) {
+    if scores.is_empty() {
+        let filtered = ask("/filter", data).expect("what has scores can be filtered");
+        let refused = filtered["FailedAndUnresolvableNodes"].as_object().expect("an object");
+        assert!(refused.is_empty(), "{filtered}");
+    } else if let Some(asked) = asked(data) {
         assert_eq!(hosts, asked, "{answer}");
     }
     for score in scores {

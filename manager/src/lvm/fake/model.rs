@@ -48,19 +48,26 @@ impl Inner {
                 });
                 Ok(())
             }
-            Mutation::RemoveVolume(volume) => {
+            Mutation::RemoveVolumes { volume, others } => {
                 let group = self.writable(&volume.group.name)?;
-                let found = group.logical_volumes.iter().position(|found| found.uuid == volume.uuid);
-                let Some(index) = found.filter(|_| group.uuid == volume.group.uuid) else {
+                if group.uuid != volume.group.uuid {
                     return Ok(());
-                };
-                if group.logical_volumes[index].open == Some(true) {
-                    return Err("in use".to_owned());
                 }
-                let removed = group.logical_volumes.remove(index);
-                group.metadata_free.0 += metadata_needed(&removed.tags).0 / 2;
-                release(group, &removed.parts);
-                Ok(())
+                let meant = |uuid: &String| *uuid == volume.uuid || others.contains(uuid);
+                let selected = |found: &LogicalVolume| meant(&found.uuid) && is_ours(&found.tags) && !found.partial;
+                let (selected, mut left): (Vec<_>, Vec<_>) = std::mem::take(&mut group.logical_volumes)
+                    .into_iter()
+                    .partition(selected);
+                let (open, closed): (Vec<_>, Vec<_>) =
+                    selected.into_iter().partition(|volume| volume.open == Some(true));
+                let in_use = !open.is_empty();
+                left.extend(open);
+                group.logical_volumes = left;
+                for removed in closed {
+                    group.metadata_free.0 += metadata_needed(&removed.tags).0 / 2;
+                    release(group, &removed.parts);
+                }
+                if in_use { Err("in use".to_owned()) } else { Ok(()) }
             }
             Mutation::ExtendVolume(request) => {
                 let group = self.whole(&request.volume.group.name)?;
