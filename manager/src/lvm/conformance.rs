@@ -457,13 +457,18 @@ async fn taking_apart(lvm: &dyn Lvm, group: &VolumeGroup) -> Result<(), Deviatio
         &volumes,
     )?;
     let state = expect("read", lvm.report().await)?;
-    for volume in state
-        .group(&group.uuid)
-        .map(|group| group.logical_volumes.as_slice())
+    let left = state.group(&group.uuid).map(|group| group.logical_volumes.as_slice());
+    let removals = left
         .unwrap_or_default()
-    {
-        let volume = group.reference_to(volume);
-        expect("remove what is left", lvm.remove_volume(volume).await)?;
+        .iter()
+        .map(|volume| lvm.remove_volume(group.reference_to(volume)));
+    for removed in futures::future::join_all(removals).await {
+        let removed = expect("remove what is left, at once", removed)?;
+        let empty = removed
+            .state
+            .group(&group.uuid)
+            .is_some_and(|group| group.logical_volumes.is_empty());
+        ensure("all are gone", empty, &removed.state)?;
     }
     let removed = expect("remove the group", lvm.remove_group(reference.clone()).await)?;
     ensure("it was removed", removed.value == Removal::Removed, removed.value)?;

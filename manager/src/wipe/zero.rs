@@ -19,6 +19,8 @@ const PIECE: u64 = 1 << 30;
 /// The same where zeros are written here, and how much is written at once, in bytes.
 const WRITTEN_PIECE: u64 = 64 << 20;
 const BUFFER: usize = 4 << 20;
+/// How much is read at once, in bytes.
+const READ: usize = 128 << 10;
 /// How often progress is logged.
 const LOGGED_EVERY: Duration = Duration::from_secs(10);
 
@@ -94,11 +96,52 @@ fn punch(path: &Path, offset: u64, length: u64) -> io::Result<()> {
     file.sync_data()
 }
 
-/// Writes zeros over both ends of the volume, each that long in bytes.
+/// Makes both ends of the volume zeros, each that long in bytes. What is zeros already is not written: udev looks anew at each
+/// volume that somebody has written to, which takes longer than to read it here.
 pub(super) async fn ends(sys: &Path, target: &Target, length: u64) -> Result<(), WipeError> {
     target.resolve(sys)?;
     let length = length.min(target.size.0);
-    write(target, vec![(0, length), (target.size.0 - length, length)]).await
+    let (path, pieces) = (target.path.clone(), [(0, length), (target.size.0 - length, length)]);
+    let look = tokio::task::spawn_blocking(move || {
+        let file = File::open(path)?;
+        let pieces = not_zeros(&file, &pieces);
+        // What LVM has erased is on the disk after this, also where nothing is to be written here.
+        file.sync_data().map(|()| pieces)
+    });
+    let pieces = done(target, look.await)?;
+    if pieces.is_empty() {
+        return Ok(());
+    }
+    write(target, pieces).await
+}
+
+/// Those pieces, at offsets and of lengths in bytes, that are not zeros, or cannot be read.
+fn not_zeros(file: &File, pieces: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let mut buffer = vec![0; READ];
+    let mut is_zeros = |offset: u64, length: u64| {
+        let mut done = 0;
+        while done < length {
+            let now = usize::try_from(length - done).unwrap_or(READ).min(READ);
+            let read = file.read_exact_at(&mut buffer[..now], offset + done);
+            if read.is_err() || buffer[..now].iter().any(|byte| *byte != 0) {
+                return false;
+            }
+            done += now as u64;
+        }
+        true
+    };
+    let mut left = pieces.to_vec();
+    left.retain(|(offset, length)| !is_zeros(*offset, *length));
+    left
+}
+
+/// What came of work on the device elsewhere.
+fn done<T>(target: &Target, result: Result<io::Result<T>, tokio::task::JoinError>) -> Result<T, WipeError> {
+    let result = result.unwrap_or_else(|error| Err(io::Error::other(error)));
+    result.map_err(|cause| WipeError::Io {
+        path: target.path.clone(),
+        cause,
+    })
 }
 
 /// Writes zeros at offsets and of lengths in bytes, and waits until they are on the disk.
@@ -110,11 +153,7 @@ async fn write(target: &Target, pieces: Vec<(u64, u64)>) -> Result<(), WipeError
         write_zeros(&file, &pieces)
     })
     .await;
-    let result = result.unwrap_or_else(|error| Err(io::Error::other(error)));
-    result.map_err(|cause| WipeError::Io {
-        path: target.path.clone(),
-        cause,
-    })
+    done(target, result)
 }
 
 fn write_zeros(file: &File, pieces: &[(u64, u64)]) -> io::Result<()> {
@@ -133,6 +172,32 @@ fn write_zeros(file: &File, pieces: &[(u64, u64)]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_zeros_is_left_out() {
+        let directory = tempfile::tempdir().expect("made");
+        let path = directory.path().join("volume");
+        let file = File::create_new(&path).expect("made");
+        file.set_len(4 << 20).expect("sized");
+        let file = OpenOptions::new().read(true).write(true).open(&path).expect("opens");
+        let ends = [(0, 1 << 20), (3 << 20, 1 << 20)];
+        assert_eq!(not_zeros(&file, &ends), []);
+        file.write_all_at(&[1], 2 << 20).expect("writes");
+        assert_eq!(not_zeros(&file, &ends), []);
+        for (at, left) in [
+            (0, ends[0]),
+            ((1 << 20) - 1, ends[0]),
+            (3 << 20, ends[1]),
+            ((4 << 20) - 1, ends[1]),
+        ] {
+            file.write_all_at(&[1], at).expect("writes");
+            assert_eq!(not_zeros(&file, &ends), [left], "{at}");
+            file.write_all_at(&[0], at).expect("writes");
+        }
+        // Beyond the end there is nothing to read.
+        assert_eq!(not_zeros(&file, &[(3 << 20, 2 << 20)]), [(3 << 20, 2 << 20)]);
+        assert_eq!(not_zeros(&file, &[(0, 0)]), []);
+    }
 
     #[test]
     fn only_the_pieces_are_written() {

@@ -2,9 +2,12 @@
 
 use anyhow::{Context, Result, ensure};
 use kube::ResourceExt;
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, ListParams};
 use quarry_crds::Bytes;
+use quarry_crds::names::{BETA_STORAGE_PROVISIONER, PROVISIONER, SELECTED_NODE, STORAGE_PROVISIONER};
+use serde_json::json;
 
+use crate::bed::NAMESPACE;
 use crate::case;
 use crate::objects::{Claim, Class, PodSpec};
 use crate::test::{Case, PATIENCE, Test};
@@ -16,6 +19,7 @@ pub const CASES: &[Case] = &[
     case!(volume_deleted_before_claim),
     case!(claim_deleted_while_pending),
     case!(busy_is_named_and_retried),
+    case!(many_go_at_once),
     case!(old_data_never_shows),
 ];
 
@@ -167,6 +171,71 @@ async fn busy_is_named_and_retried(test: &Test) -> Result<()> {
     test.volume_gone(&volume).await?;
     ensure!(test.logical_volume(&node, &volume).await?.is_none());
     Ok(())
+}
+
+/// Volumes that are to go at once go by fewer commands than they are, and one that is held keeps none of them.
+async fn many_go_at_once(test: &Test) -> Result<()> {
+    const MANY: usize = 16;
+    let class = test.simple_class("a", 0).await?;
+    let free = test.free_on("node1", &class).await?;
+    for at in 0..MANY {
+        let mut claim = Claim::new(&format!("data{at}"), &class, "64Mi");
+        claim.0["metadata"]["annotations"] = json!({
+            SELECTED_NODE: "node1", STORAGE_PROVISIONER: PROVISIONER, BETA_STORAGE_PROVISIONER: PROVISIONER,
+        });
+        test.claim(claim).await?;
+    }
+    let mut volumes = Vec::new();
+    for at in 0..MANY {
+        let claim = format!("data{at}");
+        let bound = || async {
+            let claim = test.claims().get(&claim).await?;
+            Ok(claim.spec.and_then(|spec| spec.volume_name))
+        };
+        volumes.push(test.wait(&format!("{claim} bound"), PATIENCE, bound).await?);
+    }
+    let on = test.bed.node("node1")?;
+    let held = format!("/dev/{class}/{}", volumes[0]);
+    on.run_ok(["mkfs.ext4", "-q", &held]).await?;
+    on.run_ok(["mkdir", "-p", "/run/held"]).await?;
+    on.run_ok(["mount", &held, "/run/held"]).await?;
+    let before = removals(test).await?;
+    let every = ListParams::default();
+    test.claims()
+        .delete_collection(&DeleteParams::default(), &every)
+        .await?;
+    let mut result = Ok(());
+    for volume in &volumes[1..] {
+        result = result.and(test.volume_gone(volume).await);
+    }
+    let commands = removals(test).await? - before;
+    let kept = test.logical_volume("node1", &volumes[0]).await?;
+    on.run_ok(["umount", "/run/held"]).await?;
+    result?;
+    ensure!(kept.is_some(), "never removed while it is in use");
+    let others = u32::try_from(MANY)? - 1;
+    ensure!(
+        (1..others).contains(&commands),
+        "{commands} commands for {others} volumes"
+    );
+    test.volume_gone(&volumes[0]).await?;
+    ensure!(test.free_on("node1", &class).await? == free);
+    Ok(())
+}
+
+/// How often the manager of node1 has run lvremove.
+async fn removals(test: &Test) -> Result<u32> {
+    let pod = test.pod_of_ours("quarry-manager", "node1").await?.name_any();
+    let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}:9897/proxy/metrics");
+    let metrics = test.bed.kubectl(&["get", "--raw", &path]).await?;
+    let lines = metrics
+        .lines()
+        .filter(|line| line.starts_with("quarry_lvm_command_seconds_count{"));
+    let counts = lines
+        .filter(|line| line.contains("\"lvremove\""))
+        .filter_map(|line| line.rsplit_once(' '));
+    let counts: Result<Vec<u32>, _> = counts.map(|(_, count)| count.parse()).collect();
+    Ok(counts?.iter().sum())
 }
 
 /// A new raw volume on the very extents of an old one shows none of it; a new file system volume is really new.
