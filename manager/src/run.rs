@@ -52,8 +52,6 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let ready = Ready::default();
     quarry_process::build_info(&mut registry, "manager", env!("CARGO_PKG_VERSION"));
     let shutdown = Shutdown::on_signals().context("signals cannot be received")?;
-    // So that no command holds a file system.
-    std::env::set_current_dir("/").context("there is no /")?;
     let admin = quarry_process::serve_admin(args.admin_listen, Arc::new(registry), ready.clone(), shutdown.clone());
     let admin = tokio::spawn(admin);
 
