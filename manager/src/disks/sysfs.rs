@@ -55,6 +55,22 @@ pub(crate) fn shown(sys: &Path, name: &str) -> String {
     }
 }
 
+/// Whether a directory of sysfs, under the kernel's own name, is of a device of device-mapper.
+fn is_device_mapper(directory: &Path) -> bool {
+    let name = directory.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with("dm-")
+}
+
+/// Whether a device of device-mapper is LVM's.
+fn is_logical_volume(directory: &Path) -> bool {
+    read(directory, "dm/uuid").is_some_and(|uuid| uuid.starts_with("LVM-"))
+}
+
+/// The number of the device in a directory of sysfs.
+fn number_of(directory: &Path) -> Option<(u32, u32)> {
+    read_number(&read(directory, "dev")?)
+}
+
 fn device(name: &str) -> String {
     format!("/dev/{}", name.replace('!', "/"))
 }
@@ -172,14 +188,14 @@ impl Sysfs {
         }
     }
 
-    /// Every whole disk, by what sysfs says of it.
+    /// Every whole disk, by what sysfs says of it. Logical volumes are left out: there are hundreds of them on a node, and none is
+    /// a disk by another name.
     pub(crate) fn whole_disks(&self) -> Vec<DiskFacts> {
-        let entries = names_in(&self.sys.join("block"));
-        let numbers = entries
-            .iter()
-            .filter_map(|name| read(&self.sys.join("block").join(name), "dev"));
-        numbers
-            .filter_map(|text| self.outline(read_number(&text)?).ok())
+        let entries = names_in(&self.sys.join("block")).into_iter();
+        let directories = entries.map(|name| self.sys.join("block").join(name));
+        directories
+            .filter(|directory| !is_device_mapper(directory) || !is_logical_volume(directory))
+            .filter_map(|directory| self.outline(number_of(&directory)?).ok())
             .filter(|facts| facts.size > Bytes::ZERO)
             .collect()
     }
@@ -212,24 +228,18 @@ impl Sysfs {
 
     /// The device, its partitions, and everything that is made of them, however deep.
     pub(crate) fn family(&self, number: (u32, u32)) -> BTreeSet<(u32, u32)> {
-        let mut family = BTreeSet::new();
-        let mut left = vec![number];
-        while let Some(next) = left.pop() {
-            if !family.insert(next) {
-                continue;
-            }
-            let Ok(directory) = fs::canonicalize(self.directory(next)) else {
-                continue;
-            };
+        let mut family = BTreeSet::from([number]);
+        let mut left: Vec<_> = fs::canonicalize(self.directory(number)).into_iter().collect();
+        while let Some(directory) = left.pop() {
             let parts = self.partitions(&directory).into_iter().map(|part| directory.join(part));
             let holders = holders(&directory)
                 .into_iter()
                 .map(|name| self.sys.join("block").join(name));
-            left.extend(
-                parts
-                    .chain(holders)
-                    .filter_map(|member| read_number(&read(&member, "dev")?)),
-            );
+            for member in parts.chain(holders) {
+                if number_of(&member).is_some_and(|number| family.insert(number)) {
+                    left.push(member);
+                }
+            }
         }
         family
     }
@@ -245,15 +255,20 @@ impl Sysfs {
         Some(
             numbers
                 .iter()
-                .filter_map(|name| read_number(&read(&slaves.join(name), "dev")?))
+                .filter_map(|name| number_of(&slaves.join(name)))
                 .collect(),
         )
     }
 
+    /// The kernel calls them after their disk; device-mapper's devices have none (`GENHD_FL_NO_PART`).
     fn partitions(&self, directory: &Path) -> Vec<String> {
+        let disk = directory.file_name().unwrap_or_default().to_string_lossy();
+        if is_device_mapper(directory) {
+            return Vec::new();
+        }
         names_in(directory)
             .into_iter()
-            .filter(|name| directory.join(name).join("partition").exists())
+            .filter(|name| name.starts_with(&*disk) && directory.join(name).join("partition").exists())
             .collect()
     }
 

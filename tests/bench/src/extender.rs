@@ -28,9 +28,11 @@ use crate::figure::{Figure, Goal};
 use crate::samples::Samples;
 use crate::world::{self, World};
 
-/// How often each request is answered before and while times are taken.
-const WARM: usize = 200;
-const TIMES: usize = 2_000;
+/// So often each request is timed, in so many blocks that take turns with those of what it is compared with, as the machine's
+/// clock changes; and answered before each block, so that it finds warm caches.
+const TIMES: usize = 100;
+const BLOCKS: usize = 20;
+const WARM: usize = 10;
 /// A time that is "the same": the machine itself is not steadier.
 const SAME: f64 = 1.25;
 /// What the extender logs where nothing else is said.
@@ -77,36 +79,40 @@ async fn times() -> Result<Vec<Figure>> {
         Full::None,
     )?);
     for verb in ["filter", "prioritize"] {
-        let mut each = Vec::new();
-        for candidates in [100, 500, 5_000] {
-            let mut timed = time(&large, verb, &world::request(Some(0), candidates)).await?;
-            let what = format!("{verb}, {candidates} candidates");
-            figures.extend(timed.figures(&what, 2.0));
-            each.push(timed.served.percentile(50));
+        let sizes = [100, 500, 5_000];
+        let mut subjects = Vec::new();
+        for candidates in sizes {
+            subjects.push(Subject::new(&large, verb, world::request(Some(0), candidates)).await?);
         }
-        let [_, middle, most] = each[..] else { continue };
-        let per_candidate = most / middle / 10.0;
+        subjects.push(Subject::new(&small, verb, world::request(Some(0), 5_000)).await?);
+        time(&mut subjects).await?;
+        for (subject, candidates) in subjects.iter_mut().zip(sizes) {
+            figures.extend(subject.figures(&format!("{verb}, {candidates} candidates"), 2.0));
+        }
+        let [_, middle, most, fewer] = &mut subjects[..] else {
+            continue;
+        };
+        let (middle, most, fewer) = (middle.median(), most.median(), fewer.median());
         let what = format!("{verb}: time per candidate at 5,000, beside that at 500");
-        figures.push(Figure::new(what, per_candidate, "×").goal(Goal::AtMost(SAME)));
-        let mut fewer = time(&small, verb, &world::request(Some(0), 5_000)).await?;
+        figures.push(Figure::new(what, most / middle / 10.0, "×").goal(Goal::AtMost(SAME)));
         let what = format!("{verb}: time with 100,000 volumes, beside that with 1,000");
-        figures.push(Figure::new(what, most / fewer.served.percentile(50), "×").goal(Goal::AtMost(SAME)));
+        figures.push(Figure::new(what, most / fewer, "×").goal(Goal::AtMost(SAME)));
     }
     let half = router_of(fill(&World::FULL, Full::EverySecond)?);
-    let mut timed = time(&half, "filter", &world::request(Some(0), 5_000)).await?;
-    figures.extend(timed.figures("filter, 5,000 candidates, half of them without room", 2.0));
+    let what = "filter, 5,000 candidates, half of them without room";
+    figures.extend(alone(&half, "filter", Some(0), 5_000).await?.figures(what, 2.0));
     let crowded = router_of(fill(&World::FULL, Full::None)?);
     for pod in 1..=CROWD {
         answer(&crowded, "filter", world::request(Some(pod), 5_000)).await?;
     }
-    let mut timed = time(&crowded, "filter", &world::request(Some(0), 5_000)).await?;
     let what = format!("filter, 5,000 candidates, {CROWD} pods answered just before that may be on any of them");
-    figures.extend(timed.figures(&what, 2.0).into_iter().take(2));
+    let mut subject = alone(&crowded, "filter", Some(0), 5_000).await?;
+    figures.extend(subject.figures(&what, 2.0).into_iter().take(2));
     for verb in ["filter", "prioritize"] {
         for candidates in [100, 500, 5_000] {
-            let mut timed = time(&large, verb, &world::request(None, candidates)).await?;
             let what = format!("{verb} of a pod without claims, {candidates} candidates");
-            figures.extend(timed.figures(&what, 1.2).into_iter().take(2));
+            let mut subject = alone(&large, verb, None, candidates).await?;
+            figures.extend(subject.figures(&what, 1.2).into_iter().take(2));
         }
     }
     Ok(figures)
@@ -156,13 +162,33 @@ fn router_of(extender: Arc<Extender>) -> Router {
     router(extender, RequestLimits::default(), false)
 }
 
-/// Times of a request.
-struct Timed {
+/// A request, and its times.
+struct Subject<'a> {
+    router: &'a Router,
+    verb: &'a str,
+    request: Vec<u8>,
+    answer: Vec<u8>,
     served: Samples,
     floor: Samples,
 }
 
-impl Timed {
+impl<'a> Subject<'a> {
+    async fn new(router: &'a Router, verb: &'a str, request: Vec<u8>) -> Result<Self> {
+        let answer = answer(router, verb, request.clone()).await?;
+        Ok(Self {
+            router,
+            verb,
+            request,
+            answer,
+            served: Samples::default(),
+            floor: Samples::default(),
+        })
+    }
+
+    fn median(&mut self) -> f64 {
+        self.served.percentile(50)
+    }
+
     fn figures(&mut self, what: &str, most: f64) -> Vec<Figure> {
         let (served, floor) = (self.served.percentile(50), self.floor.percentile(50));
         let spread = self.served.percentile(99) / served;
@@ -178,39 +204,52 @@ impl Timed {
             },
         ]
     }
+
+    /// A block of times: the extender and `serde_json` alone in turn.
+    async fn block(&mut self) -> Result<()> {
+        let floor = Floor::of(self.verb, &self.answer)?;
+        ensure!(
+            floor.write()? == self.answer,
+            "serde_json alone does not write the same bytes"
+        );
+        for round in 0..WARM + TIMES {
+            let begun = Instant::now();
+            let args: Args<'_> = serde_json::from_slice(black_box(&self.request))?;
+            let written = floor.write()?;
+            let alone = begun.elapsed();
+            black_box((&args.pod, &args.node_names, &written));
+            let request = post(self.verb, self.request.clone())?;
+            let router = self.router.clone();
+            let begun = Instant::now();
+            let response = router.oneshot(request).await?;
+            let body = response.into_body().collect().await?.to_bytes();
+            let served = begun.elapsed();
+            black_box(body);
+            if round >= WARM {
+                self.floor.add(alone);
+                self.served.add(served);
+            }
+        }
+        Ok(())
+    }
 }
 
-/// Times a request: the extender and `serde_json` alone in turn.
-async fn time(router: &Router, verb: &str, request: &[u8]) -> Result<Timed> {
-    let mut timed = Timed {
-        served: Samples::default(),
-        floor: Samples::default(),
-    };
-    let bytes = answer(router, verb, request.to_vec()).await?;
-    let floor = Floor::of(verb, &bytes)?;
-    ensure!(
-        floor.write()? == bytes,
-        "serde_json alone does not write the same bytes"
-    );
-    for round in 0..WARM + TIMES {
-        let begun = Instant::now();
-        let args: Args<'_> = serde_json::from_slice(black_box(request))?;
-        let written = floor.write()?;
-        let alone = begun.elapsed();
-        black_box((&args.pod, &args.node_names, &written));
-        let request = post(verb, request.to_vec())?;
-        let router = router.clone();
-        let begun = Instant::now();
-        let response = router.oneshot(request).await?;
-        let body = response.into_body().collect().await?.to_bytes();
-        let served = begun.elapsed();
-        black_box(body);
-        if round >= WARM {
-            timed.floor.add(alone);
-            timed.served.add(served);
+/// Times requests, in blocks that take turns.
+async fn time(subjects: &mut [Subject<'_>]) -> Result<()> {
+    for _ in 0..BLOCKS {
+        for subject in &mut *subjects {
+            subject.block().await?;
         }
     }
-    Ok(timed)
+    Ok(())
+}
+
+/// Times one request.
+async fn alone<'a>(router: &'a Router, verb: &'a str, pod: Option<usize>, candidates: usize) -> Result<Subject<'a>> {
+    let mut subject = [Subject::new(router, verb, world::request(pod, candidates)).await?];
+    time(&mut subject).await?;
+    let [subject] = subject;
+    Ok(subject)
 }
 
 fn post(verb: &str, body: Vec<u8>) -> Result<Request<Body>> {
