@@ -80,37 +80,49 @@ async fn measure(test: &Test, figures: &mut Vec<Figure>) -> Result<()> {
     let clients = format!("clientConnection:\n  qps: {ANY}\n  burst: {ANY}\n");
     let quick = shipped.replace("clientConnection:\n", &clients);
     ensure!(quick != shipped, "the configuration names no clientConnection");
-    test.bed.cluster.configure_scheduler(Some(&quick)).await?;
-    test.bed.cluster.request_rate(Some(ANY)).await?;
-    rates(test, "no client held back: ", figures).await
+    let cluster = &test.bed.cluster;
+    cluster.configure_scheduler(Some(&quick)).await?;
+    cluster.request_rate(Some(ANY)).await?;
+    let asked = rates(test, "no client held back: ", figures).await?;
+    let alone = quick.split("\nextenders:").next().unwrap_or_default();
+    cluster.configure_scheduler(Some(&format!("{alone}\n"))).await?;
+    let not_asked = several(
+        test,
+        Kind::Nothing,
+        "no client held back, no extender: ",
+        "without claims",
+        figures,
+    )
+    .await?;
+    let what = "no client held back: rate of pods without claims with the extender, beside none configured";
+    figures.push(Figure::new(what, asked / not_asked, "×"));
+    Ok(())
 }
 
-/// Places each kind of pods, and compares. What is measured begins with `of`.
-async fn rates(test: &Test, of: &str, figures: &mut Vec<Figure>) -> Result<()> {
-    let mut median = Vec::new();
-    for (kind, what) in [
-        (Kind::Nothing, "without claims"),
-        (Kind::Static, "with a claim each for a static local volume"),
-        (Kind::Quarry, "with a claim each of Quarry"),
-    ] {
-        let mut rates = Vec::new();
-        for _ in 0..ROUNDS {
-            rates.push(rate(test, kind).await?);
-        }
-        rates.sort_by(f64::total_cmp);
-        median.push(rates[ROUNDS / 2]);
-        let (least, most) = (rates[0], rates[ROUNDS - 1]);
-        let text = format!("{of}{PODS} pods {what}, {NODES} nodes ({least:.1} to {most:.1})");
-        figures.push(Figure::new(text, rates[ROUNDS / 2], "pods/s"));
-    }
-    let [nothing, fixed, quarry] = median[..] else {
-        return Ok(());
-    };
+/// Places each kind of pods, and compares; the rate of those without claims. What is measured begins with `of`.
+async fn rates(test: &Test, of: &str, figures: &mut Vec<Figure>) -> Result<f64> {
+    let nothing = several(test, Kind::Nothing, of, "without claims", figures).await?;
+    let fixed = "with a claim each for a static local volume";
+    let fixed = several(test, Kind::Static, of, fixed, figures).await?;
+    let quarry = several(test, Kind::Quarry, of, "with a claim each of Quarry", figures).await?;
     let goal = Goal::AtLeast(0.9);
     let beside = |what: &str| format!("{of}rate with Quarry, beside {what}");
     figures.push(Figure::new(beside("static local volumes"), quarry / fixed, "×").goal(goal));
     figures.push(Figure::new(beside("no claims"), quarry / nothing, "×"));
-    Ok(())
+    Ok(nothing)
+}
+
+/// Places pods of a kind some times; the median.
+async fn several(test: &Test, kind: Kind, of: &str, what: &str, figures: &mut Vec<Figure>) -> Result<f64> {
+    let mut rates = Vec::new();
+    for _ in 0..ROUNDS {
+        rates.push(rate(test, kind).await?);
+    }
+    rates.sort_by(f64::total_cmp);
+    let (least, median, most) = (rates[0], rates[ROUNDS / 2], rates[ROUNDS - 1]);
+    let text = format!("{of}{PODS} pods {what}, {NODES} nodes ({least:.1} to {most:.1})");
+    figures.push(Figure::new(text, median, "pods/s"));
+    Ok(median)
 }
 
 /// Pods that are placed in a second.
