@@ -161,6 +161,10 @@ pub async fn build_images(repository: &Path) -> Result<Images> {
 /// The same with features of cargo, for builds that are tested and never shipped.
 pub async fn build_images_with(repository: &Path, features: &[&str]) -> Result<Images> {
     packages::ensure().await?;
+    // Whoever else builds puts its programs at the same place, and takes them from there.
+    let place = programs(repository);
+    folders::make(&place)?;
+    let _lock = state::lock_at(place.with_extension("lock")).await?;
     compile(repository, features).await?;
     let storage = Storage::open().await?;
     let images = build_both(repository).await;
@@ -216,7 +220,6 @@ async fn compile(repository: &Path, features: &[&str]) -> Result<()> {
     let folder = if profile == "dev" { "debug" } else { &profile };
     let built = repository.join("target").join(triple).join(folder);
     let place = programs(repository);
-    folders::make(&place)?;
     for program in ["quarry-manager", "quarry-extender", "kubectl-quarry"] {
         let (from, to) = (built.join(program), place.join(program));
         // Only a change of the file makes a new layer.
