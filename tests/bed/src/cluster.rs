@@ -306,20 +306,6 @@ impl Cluster {
         Ok(log)
     }
 
-    /// Restarts kube-controller-manager with clients that may send so many requests a second; or 20, as it does by default.
-    pub async fn request_rate(&self, rate: Option<u32>) -> Result<()> {
-        let file = self.control_plane().request_rate();
-        match rate {
-            Some(rate) => folders::write(&file, rate.to_string())?,
-            None if file.exists() => {
-                std::fs::remove_file(&file).during(|| format!("cannot remove {}", file.display()))?;
-            }
-            None => {}
-        }
-        self.stop(Process::ControllerManager).await?;
-        self.start(Process::ControllerManager).await
-    }
-
     /// The process id of a process of the control plane, while it runs.
     pub fn pid(&self, process: Process) -> Option<i32> {
         self.control_plane().running(process).pid().map(|pid| pid.as_raw())

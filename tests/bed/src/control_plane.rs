@@ -196,7 +196,7 @@ impl ControlPlane {
 
     fn controller_manager(&self) -> Vec<OsString> {
         let kubeconfig = self.pki.kubeconfig("controller-manager");
-        let mut flags = vec![
+        vec![
             flag("--kubeconfig=", &kubeconfig),
             flag("--authentication-kubeconfig=", &kubeconfig),
             flag("--authorization-kubeconfig=", &kubeconfig),
@@ -208,12 +208,7 @@ impl ControlPlane {
             "--allocate-node-cidrs=false".into(),
             // Default 15 s: how long a volume that was missed at first waits for its binding.
             "--pvclaimbinder-sync-period=2s".into(),
-        ];
-        if let Ok(rate) = folders::read(&self.request_rate()) {
-            let both = ["qps", "burst"].map(|of| format!("--kube-api-{of}={rate}").into());
-            flags.extend(both);
-        }
-        flags
+        ]
     }
 
     /// The scheduler runs on the file that users get, unchanged: it finds its kubeconfig where that file says. The second one
@@ -274,11 +269,6 @@ impl ControlPlane {
     /// Where it writes that.
     pub(crate) fn audit_log(&self) -> PathBuf {
         self.state.join("log/audit.log")
-    }
-
-    /// While this file is there, the clients of kube-controller-manager may send so many requests a second.
-    pub(crate) fn request_rate(&self) -> PathBuf {
-        self.state.join("request-rate")
     }
 
     /// While this file is there, kube-scheduler is configured by it.

@@ -2,14 +2,13 @@
 //! local volumes, and with claims of Quarry, all in one run.
 //!
 //! kube-scheduler is started once all pods and claims are there, so that nothing but placing is timed: from the first pod
-//! that is bound to the last. kube-controller-manager and kube-scheduler hold back their own requests by default, and binding
-//! claims is held back most; so all of it is measured once more with clients that do not.
+//! that is bound to the last.
 
 use std::collections::BTreeSet;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, Pod};
@@ -19,7 +18,7 @@ use kube::runtime::watcher::Config;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use quarry_bed::Process;
-use quarry_e2e::bed::{Bed, repository};
+use quarry_e2e::bed::Bed;
 use quarry_e2e::objects::{Claim, PodSpec};
 use quarry_e2e::test::Test;
 use serde_json::{Value, json};
@@ -35,8 +34,6 @@ const PODS: usize = 300;
 const ROUNDS: usize = 3;
 /// The class of static volumes.
 const STATIC: &str = "bench-static";
-/// So many requests a second are as good as any number.
-const ANY: u32 = 2_000;
 /// How many requests are made at a time.
 const AT_ONCE: usize = 20;
 /// How often the nodes' Leases are renewed: kube-controller-manager waits for 50 s.
@@ -66,8 +63,7 @@ pub async fn figures(figures: &mut Vec<Figure>) -> Result<()> {
         ended = beat(client.clone()) => ended,
         ended = fleet::serve(client.clone(), class) => ended,
     };
-    bed.cluster.configure_scheduler(None).await?;
-    bed.cluster.request_rate(None).await?;
+    bed.cluster.start(Process::Scheduler).await?;
     fleet::clean(&client).await?;
     test.end().await?;
     result
@@ -75,54 +71,29 @@ pub async fn figures(figures: &mut Vec<Figure>) -> Result<()> {
 
 async fn measure(test: &Test, figures: &mut Vec<Figure>) -> Result<()> {
     nodes(test).await?;
-    rates(test, "", figures).await?;
-    let shipped = std::fs::read_to_string(repository().join("deploy/scheduler/kube-scheduler-config.yaml"))?;
-    let clients = format!("clientConnection:\n  qps: {ANY}\n  burst: {ANY}\n");
-    let quick = shipped.replace("clientConnection:\n", &clients);
-    ensure!(quick != shipped, "the configuration names no clientConnection");
-    let cluster = &test.bed.cluster;
-    cluster.configure_scheduler(Some(&quick)).await?;
-    cluster.request_rate(Some(ANY)).await?;
-    let asked = rates(test, "no client held back: ", figures).await?;
-    let alone = quick.split("\nextenders:").next().unwrap_or_default();
-    cluster.configure_scheduler(Some(&format!("{alone}\n"))).await?;
-    let not_asked = several(
-        test,
-        Kind::Nothing,
-        "no client held back, no extender: ",
-        "without claims",
-        figures,
-    )
-    .await?;
-    let what = "no client held back: rate of pods without claims with the extender, beside none configured";
-    figures.push(Figure::new(what, asked / not_asked, "×"));
-    Ok(())
-}
-
-/// Places each kind of pods, and compares; the rate of those without claims. What is measured begins with `of`.
-async fn rates(test: &Test, of: &str, figures: &mut Vec<Figure>) -> Result<f64> {
-    let nothing = several(test, Kind::Nothing, of, "without claims", figures).await?;
-    let fixed = "with a claim each for a static local volume";
-    let fixed = several(test, Kind::Static, of, fixed, figures).await?;
-    let quarry = several(test, Kind::Quarry, of, "with a claim each of Quarry", figures).await?;
-    let goal = Goal::AtLeast(0.9);
-    let beside = |what: &str| format!("{of}rate with Quarry, beside {what}");
-    figures.push(Figure::new(beside("static local volumes"), quarry / fixed, "×").goal(goal));
-    figures.push(Figure::new(beside("no claims"), quarry / nothing, "×"));
-    Ok(nothing)
-}
-
-/// Places pods of a kind some times; the median.
-async fn several(test: &Test, kind: Kind, of: &str, what: &str, figures: &mut Vec<Figure>) -> Result<f64> {
-    let mut rates = Vec::new();
-    for _ in 0..ROUNDS {
-        rates.push(rate(test, kind).await?);
+    let mut median = Vec::new();
+    for (kind, what) in [
+        (Kind::Nothing, "without claims"),
+        (Kind::Static, "with a claim each for a static local volume"),
+        (Kind::Quarry, "with a claim each of Quarry"),
+    ] {
+        let mut rates = Vec::new();
+        for _ in 0..ROUNDS {
+            rates.push(rate(test, kind).await?);
+        }
+        rates.sort_by(f64::total_cmp);
+        median.push(rates[ROUNDS / 2]);
+        let (least, most) = (rates[0], rates[ROUNDS - 1]);
+        let text = format!("{PODS} pods {what}, {NODES} nodes ({least:.1} to {most:.1})");
+        figures.push(Figure::new(text, rates[ROUNDS / 2], "pods/s"));
     }
-    rates.sort_by(f64::total_cmp);
-    let (least, median, most) = (rates[0], rates[ROUNDS / 2], rates[ROUNDS - 1]);
-    let text = format!("{of}{PODS} pods {what}, {NODES} nodes ({least:.1} to {most:.1})");
-    figures.push(Figure::new(text, median, "pods/s"));
-    Ok(median)
+    let [nothing, fixed, quarry] = median[..] else {
+        return Ok(());
+    };
+    let goal = Goal::AtLeast(0.9);
+    figures.push(Figure::new("rate with Quarry, beside static local volumes", quarry / fixed, "×").goal(goal));
+    figures.push(Figure::new("rate with Quarry, beside no claims", quarry / nothing, "×"));
+    Ok(())
 }
 
 /// Pods that are placed in a second.
