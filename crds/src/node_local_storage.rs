@@ -140,7 +140,8 @@ pub struct VolumeGroupStatus {
     /// Used by anything that no PersistentVolume or claim of Quarry stands for: volumes made by hand, orphans, extents
     /// on a missing disk. What the scheduler can count on is `size` less this, less the volumes and claims it knows.
     pub reserved: String,
-    /// Free space in LVM's metadata area, which limits the number of volumes.
+    /// Free space in LVM's metadata area, which limits the number of volumes; in whole steps of 16Ki, so that a change of a few
+    /// bytes is not written.
     pub metadata_free: String,
 }
 
@@ -265,10 +266,13 @@ impl GroupFigures {
             free: text(self.free),
             largest: text(self.largest),
             reserved: text(self.reserved),
-            metadata_free: metadata_free.to_string(),
+            metadata_free: Bytes(metadata_free.0 / METADATA_STEP * METADATA_STEP).to_string(),
         }
     }
 }
+
+/// In such steps the free space of a metadata area is published, in bytes: some thirty volumes.
+const METADATA_STEP: u64 = 16 << 10;
 
 impl NodeLocalStorage {
     /// Whether volumes can be made here: the condition Ready is True.
@@ -322,7 +326,12 @@ mod tests {
             reserved: Extents(7),
             largest: Extents(1000),
         };
-        assert_eq!(figures.to_status("fast", Bytes(1)).figures(), Some(figures));
+        assert_eq!(figures.to_status("fast", Bytes(1)).figures().as_ref(), Some(&figures));
+        let shown = |bytes| figures.to_status("fast", Bytes(bytes)).metadata_free;
+        assert_eq!(
+            [shown(16_383), shown(16_384), shown(8_908_800)],
+            ["0", "16Ki", "8688Ki"]
+        );
         assert_eq!(VolumeGroupStatus::default().figures(), None);
     }
 

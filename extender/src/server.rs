@@ -98,7 +98,6 @@ impl IntoResponse for RequestError {
     }
 }
 
-#[derive(Clone)]
 struct Server {
     extender: Arc<Extender>,
     limits: RequestLimits,
@@ -121,10 +120,10 @@ pub fn router(extender: Arc<Extender>, limits: RequestLimits, dump: bool) -> Rou
         .route("/preempt", post(preempt))
         .method_not_allowed_fallback(|| async { RequestError::Method })
         .fallback(|request: Request| async move { RequestError::NotFound(request.uri().path().to_owned()) })
-        .with_state(server)
+        .with_state(Arc::new(server))
 }
 
-async fn filter(State(server): State<Server>, request: Request) -> Result<Response, RequestError> {
+async fn filter(State(server): State<Arc<Server>>, request: Request) -> Result<Response, RequestError> {
     let begun = Instant::now();
     let body = server.body(Verb::Filter, request).await?;
     let mut args: ExtenderArgs<'_> = serde_json::from_slice(&body.bytes)?;
@@ -139,7 +138,7 @@ async fn filter(State(server): State<Server>, request: Request) -> Result<Respon
     Ok(response)
 }
 
-async fn prioritize(State(server): State<Server>, request: Request) -> Result<Response, RequestError> {
+async fn prioritize(State(server): State<Arc<Server>>, request: Request) -> Result<Response, RequestError> {
     let begun = Instant::now();
     let body = server.body(Verb::Prioritize, request).await?;
     let mut args: ExtenderArgs<'_> = serde_json::from_slice(&body.bytes)?;
@@ -152,7 +151,7 @@ async fn prioritize(State(server): State<Server>, request: Request) -> Result<Re
 }
 
 /// An answer has no field for an error: what cannot be said gets another status than 200.
-async fn preempt(State(server): State<Server>, request: Request) -> Result<Response, RequestError> {
+async fn preempt(State(server): State<Arc<Server>>, request: Request) -> Result<Response, RequestError> {
     let begun = Instant::now();
     let body = server.body(Verb::Preempt, request).await?;
     let args: PreemptionArgs<'_> = serde_json::from_slice(&body.bytes)?;

@@ -5,16 +5,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use quarry_crds::disk_faults::DiskFault;
 use quarry_crds::node_local_storage::DiskStatus;
 use quarry_crds::storage_class::{ClassParameters, VolumeGroupPolicy};
 use quarry_crds::tags::{self, VERSION_TAG};
-use quarry_crds::volume_group::{Action, Found, Known, ListedDisk, Plan, Situation, plan};
+use quarry_crds::volume_group::{Action, DiskStanding, Found, Known, ListedDisk, Plan, Situation, plan};
 use quarry_crds::{Extents, NodeLocalStorage};
 use quarry_process::events::Saying;
 use thiserror::Error;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use crate::context::{Context, Listing, Probed};
 use crate::lvm::{CreateGroup, LogicalVolume, PhysicalVolume, ReportError, State, VolumeGroup};
@@ -22,6 +24,9 @@ use crate::{capacity, disk_faults, node_local_storage, returned, take_down};
 
 /// Below this, in bytes, the metadata area may not hold another volume: about 32 volumes' worth.
 const METADATA_LOW: u64 = 16 * 1024;
+
+/// For so long what was seen of a disk will do, while LVM is at work.
+const LOOKED: Duration = Duration::from_secs(10);
 
 /// A pass could not be finished; it is tried again.
 #[derive(Debug, Error)]
@@ -46,7 +51,15 @@ pub struct Groups {
     pub renewed: disk_faults::Renewed,
     /// Which volumes were said to be hit by a fault of a disk.
     pub told: disk_faults::Told,
-    one: Mutex<()>,
+    /// The disks as they were looked at last, and when; one pass at a time.
+    one: Mutex<Option<Looked>>,
+}
+
+/// Disks that were looked at.
+struct Looked {
+    at: Instant,
+    listings: Vec<Listing>,
+    probed: Vec<Probed>,
 }
 
 /// A volume group as the last pass saw it.
@@ -121,7 +134,7 @@ pub enum Pass {
 /// # Errors
 /// Something could not be read or written; the next pass starts anew.
 pub async fn pass(context: &Context) -> Result<Pass, GroupError> {
-    let _one = context.groups.one.lock().await;
+    let mut looked = context.groups.one.lock().await;
     node_local_storage::follow_classes(context).await?;
     let mut complete = take_down::finish(context).await;
     complete &= returned::restore(context).await;
@@ -145,7 +158,7 @@ pub async fn pass(context: &Context) -> Result<Pass, GroupError> {
     }
     let mut seen = BTreeSet::new();
     listings.retain(|listing| seen.insert((listing.path.clone(), listing.volume_group.clone())));
-    let probed = context.disks.probe(listings.clone(), state.clone()).await;
+    let probed = look(context, &mut looked, &listings, &state).await;
     let failing = disk_faults::failing(context, &state).await;
     let mut views = BTreeMap::new();
     for name in &names {
@@ -191,7 +204,33 @@ pub async fn pass(context: &Context) -> Result<Pass, GroupError> {
         disk_faults::tell(context, name, own_group(context, name, &state), &faults).await;
     }
     complete &= take_down::unused(context, &names).await;
+    if !complete {
+        *looked = None;
+    }
     Ok(if complete { Pass::Complete } else { Pass::Unfinished })
+}
+
+/// Looks at disks. While commands of ours follow one another there is a pass every other second, for the figures: where each disk
+/// is in its group, they are as they were a moment ago. A disk that could be taken is always looked at.
+async fn look(context: &Context, looked: &mut Option<Looked>, listings: &[Listing], state: &Arc<State>) -> Vec<Probed> {
+    if let Some(last) = looked.as_ref()
+        && context.lvm.is_busy()
+        && last.at.elapsed() < LOOKED
+        && last.listings == listings
+        && last
+            .probed
+            .iter()
+            .all(|probed| matches!(probed.disk.standing, DiskStanding::Member { .. }))
+    {
+        return last.probed.clone();
+    }
+    let probed = context.disks.probe(listings.to_vec(), state.clone()).await;
+    *looked = Some(Looked {
+        at: Instant::now(),
+        listings: listings.to_vec(),
+        probed: probed.clone(),
+    });
+    probed
 }
 
 fn by_age(context: &Context, names: &BTreeSet<String>) -> Vec<Arc<NodeLocalStorage>> {

@@ -64,6 +64,8 @@ pub struct Said {
     pub fault: Option<String>,
     /// Whether the devices of volumes lead to a disk that was there before.
     pub stale: bool,
+    /// How often it was looked at.
+    pub looks: usize,
 }
 
 impl Probe {
@@ -74,6 +76,7 @@ impl Probe {
 
 impl Disks for Probe {
     fn probe(&self, listings: Vec<Listing>, lvm: Arc<State>) -> BoxFuture<'_, Vec<Probed>> {
+        self.lock().looks += 1;
         let of = |listing: Listing| {
             let device = if listing.path == SECOND_DISK {
                 SECOND_DEVICE

@@ -1,12 +1,14 @@
 //! Volume groups: disks that come back are taken up again, and groups that nobody needs are taken down if they may be.
 
+use std::time::Duration;
+
 use quarry_crds::tags::VERSION_TAG;
 use serde_json::{Value, json};
 
 use super::bench::*;
 use super::provisioning::tags;
-use crate::lvm::State;
 use crate::lvm::fake::Fault;
+use crate::lvm::{Lvm as _, State, VolumeRef};
 
 const DEVICE: &str = "/dev/sda";
 const NODES: &str = "nodes";
@@ -37,6 +39,36 @@ async fn returned() -> Bench {
 
 fn is_whole(bench: &Bench) -> bool {
     bench.context.inventory.get().groups.iter().all(|group| !group.partial)
+}
+
+/// For the figures there are many passes in a burst of claims.
+#[tokio::test(start_paused = true)]
+async fn while_lvm_is_at_work_disks_of_a_group_are_looked_at_now_and_then() {
+    let bench = Bench::new().await;
+    let looks = async || {
+        let before = bench.disks.lock().looks;
+        bench.pass().await;
+        bench.disks.lock().looks - before
+    };
+    assert_eq!((looks().await, looks().await), (1, 1), "nothing else is to be done");
+    bench.lvm.fail_next(Fault::Hang);
+    let (lvm, group) = (bench.lvm.clone(), bench.context.inventory.get().groups[0].reference());
+    let removing = tokio::spawn(async move {
+        let (name, uuid) = ("pvc-a".to_owned(), group.uuid.clone());
+        lvm.remove_volume(VolumeRef { group, name, uuid }).await
+    });
+    while !bench.lvm.is_busy() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!((looks().await, looks().await), (0, 0));
+    tokio::time::advance(Duration::from_secs(11)).await;
+    assert_eq!((looks().await, looks().await), (1, 0));
+    // What could be taken is looked at each time.
+    bench.lvm.by_hand(|state| state.groups.clear());
+    tokio::time::advance(Duration::from_secs(11)).await;
+    bench.refresh().await;
+    assert_eq!((looks().await, looks().await), (1, 1));
+    removing.abort();
 }
 
 /// Two rows of one path are refused by the API server.

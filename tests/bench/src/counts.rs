@@ -88,7 +88,10 @@ pub(crate) fn merge(one: &BTreeMap<String, f64>, other: &BTreeMap<String, f64>) 
 /// The sum of some.
 pub(crate) fn sum(counts: &BTreeMap<String, f64>, of: impl Fn(&str) -> bool) -> f64 {
     // None at all is 0 here, and -0 where it is summed.
-    counts.iter().filter(|(what, _)| of(what)).fold(0.0, |sum, (_, count)| sum + count)
+    counts
+        .iter()
+        .filter(|(what, _)| of(what))
+        .fold(0.0, |sum, (_, count)| sum + count)
 }
 
 /// For people, each divided by a number.

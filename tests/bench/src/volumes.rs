@@ -37,6 +37,9 @@ const REST: Duration = Duration::from_secs(90);
 /// How long changes take to be written, at most, after the last of them.
 const SETTLED: Duration = Duration::from_secs(8);
 
+/// After this time the last volumes are marked as handed out: what that costs is counted too.
+const MARKED: Duration = Duration::from_secs(70);
+
 /// When something was first seen, by what it is.
 type Seen = Arc<Mutex<HashMap<String, Instant>>>;
 
@@ -101,7 +104,7 @@ async fn one_by_one(test: &Test, class: &str, seen: &Seen, audit: &Audit) -> Res
         made.add(volume.saturating_duration_since(selected));
         ran.add(ready.duration_since(created));
     }
-    tokio::time::sleep(SETTLED).await;
+    tokio::time::sleep(MARKED).await;
     let (commands_made, written_made) = (metrics(test).await?, audit.count()?);
     // While no volume of Quarry is being made, so that neither waits for the other's lock.
     for round in 0..ROUNDS {
