@@ -246,6 +246,12 @@ pub async fn wipe_and_remove(
     }
     let reference = group.reference_to(logical);
     let changed = |error: VolumeError| DeleteError::Held(format!("{name} cannot be removed yet: {error}"));
+    // Nothing is wiped or removed while nobody can see what becomes of it.
+    if let Some(trouble) = context.inventory.trouble() {
+        return Err(DeleteError::Held(format!(
+            "{name} cannot be removed yet: LVM cannot be read: {trouble}"
+        )));
+    }
     // Nothing is wiped that cannot be removed.
     if let Some(problem) = context.inventory.get().problem_of(group) {
         let group = group.reference();

@@ -261,6 +261,23 @@ fn state(bench: &Bench) -> VolumeState {
 }
 
 #[tokio::test]
+async fn while_lvm_cannot_be_read_nothing_is_wiped_or_removed() {
+    let bench = volume_that(released()).await;
+    bench.lvm.garble_read_after(0);
+    bench.context.inventory.refresh().await.expect_err("garbage");
+    let error = bench.volume().await.expect_err("held").to_string();
+    assert!(
+        error.contains("LVM cannot be read") && error.contains(VOLUME),
+        "{error}"
+    );
+    assert_eq!(bench.log(), ["get persistentvolumes/pvc-u-1"]);
+    is_kept(&bench);
+    bench.refresh().await;
+    bench.volume().await.expect("removed");
+    assert_eq!((bench.object(VOLUMES, VOLUME), bench.volumes()), (None, vec![]));
+}
+
+#[tokio::test]
 async fn one_that_is_gone_from_a_whole_group_is_a_success() {
     let bench = volume_that(released()).await;
     bench.lvm.by_hand(|state| state.groups[0].logical_volumes.clear());
