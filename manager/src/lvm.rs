@@ -49,8 +49,9 @@ pub trait Lvm: Send + Sync {
     fn create_volume(&self, request: CreateVolume) -> BoxFuture<'_, Result<Made, CreateVolumeError>>;
 
     /// Removes a logical volume of ours that nobody has open and that lies on no missing disk, together with others of its
-    /// group that are asked for meanwhile. One that is gone already is a success where its volume group is there. Any change to a group with a missing disk makes LVM treat
-    /// the disk as missing until [`Lvm::restore_physical_volume`], also when it is back.
+    /// group that are asked for meanwhile. One that is gone already is a success where its volume group is there. Any
+    /// change to a group with a missing disk makes LVM treat the disk as missing until
+    /// [`Lvm::restore_physical_volume`], also when it is back.
     fn remove_volume(&self, volume: VolumeRef) -> BoxFuture<'_, Result<Done<()>, RemoveVolumeError>>;
 
     /// Makes a logical volume of ours at least that large. Never shrinks it.

@@ -102,6 +102,15 @@ async fn nobody_knows_what_a_command_did_that_does_not_end_or_is_not_read_after(
         "{error}"
     );
     assert_eq!(lvm.journal().len(), commands + 1);
+    lvm.garble_read_after(0);
+    let again = lvm.remove_volume(group.reference_to(&volume)).await;
+    let error = again.expect_err("cannot be read before");
+    assert!(
+        matches!(error, RemoveVolumeError::Unknown(Unknown::NotRead { .. })),
+        "{error}"
+    );
+    assert_eq!(lvm.journal().len(), commands + 1, "nothing is changed on a guess");
+    lvm.remove_volume(group.reference_to(&volume)).await.expect("gone");
 }
 
 #[tokio::test]

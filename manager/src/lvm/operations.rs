@@ -2,7 +2,7 @@
 //! is in `volumes.rs` and `groups.rs`.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
@@ -74,6 +74,8 @@ pub(super) struct Shared<B> {
     backend: B,
     /// How many readings have begun.
     readings: AtomicU64,
+    /// Whether the last reading that has ended went well.
+    readable: AtomicBool,
     /// One writer per volume group.
     locks: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
     /// Held for reading by each mutation under way.
@@ -108,8 +110,9 @@ impl<B: Backend> Shared<B> {
     /// Reads everything, and numbers the reading.
     async fn read(&self) -> Result<State, ReportError> {
         let reading = self.readings.fetch_add(1, Ordering::Relaxed) + 1;
-        let state = self.backend.read().await?;
-        Ok(State { reading, ..state })
+        let state = self.backend.read().await;
+        self.readable.store(state.is_ok(), Ordering::Relaxed);
+        Ok(State { reading, ..state? })
     }
 
     pub(super) async fn before(&self) -> Result<State, Unknown> {
@@ -117,6 +120,14 @@ impl<B: Backend> Shared<B> {
             what: "nothing was run".into(),
             cause: cause.into(),
         })
+    }
+
+    /// Reads, unless the last reading went well: for what needs nothing of the state beyond its being readable.
+    pub(super) async fn before_if_unreadable(&self) -> Result<(), Unknown> {
+        if !self.readable.load(Ordering::Relaxed) {
+            self.before().await?;
+        }
+        Ok(())
     }
 
     pub(super) async fn run(&self, mutation: Mutation) -> Result<Ran, Failed> {
@@ -236,6 +247,7 @@ impl<B: Backend> Engine<B> {
             shared: Arc::new(Shared {
                 backend,
                 readings: AtomicU64::new(0),
+                readable: AtomicBool::new(false),
                 locks: Mutex::default(),
                 running: Arc::new(RwLock::new(())),
                 removals: removal::Waiting::default(),

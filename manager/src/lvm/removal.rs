@@ -1,8 +1,9 @@
 //! Removing logical volumes. Those of one group that are asked for while another command of the group is at work are removed
 //! by one command together: `lvremove` takes longer to start than to remove, and so does the reading after it.
 //!
-//! Nothing is read before. LVM itself compares, under its own lock, and takes no volume that has another UUID, lacks our tag or
-//! has a part on a missing disk.
+//! Nothing is read before, unless the last reading failed: nothing is removed while nobody can see what becomes of it. LVM
+//! itself compares, under its own lock, and takes no volume that has another UUID, lacks our tag or has a part on a missing
+//! disk.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use quarry_crds::tags::is_ours;
 use tokio::sync::oneshot;
 
-use super::operations::{Backend, Mutation, Ran, Shared, missing_or, unexpected};
+use super::operations::{Backend, Failed, Mutation, Ran, Shared, missing_or, unexpected};
 use super::{Done, GroupProblem, RemoveVolumeError, VolumeRef};
 
 /// How many are removed by one command at most: whatever else is to be done in the group waits for it.
@@ -72,7 +73,10 @@ async fn remove<B: Backend>(shared: &Shared<B>, first: Asked, others: Vec<Asked>
         volume,
         others: others.iter().map(|asked| asked.volume.uuid.clone()).collect(),
     };
-    let mut ran = shared.run(mutation(first.volume.clone())).await;
+    let mut ran = match shared.before_if_unreadable().await {
+        Ok(()) => shared.run(mutation(first.volume.clone())).await,
+        Err(unknown) => Err(Failed::Unknown(unknown)),
+    };
     if let Ok(Ran { state, .. }) = &ran
         && let Some(group) = state.group(&first.volume.group.uuid)
         && group.name != first.volume.group.name

@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use kube::ResourceExt;
-use quarry_e2e::bed::NAMESPACE;
 use quarry_e2e::test::Test;
 
 use crate::volumes::NODE;
@@ -53,9 +51,7 @@ pub(crate) const PROVISION: &str = "provision";
 /// # Errors
 /// It does not answer as it should.
 pub(crate) async fn metrics(test: &Test) -> Result<Metrics> {
-    let pod = test.pod_of_ours("quarry-manager", NODE).await?.name_any();
-    let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}:9897/proxy/metrics");
-    Metrics::read(&test.bed.kubectl(&["get", "--raw", &path]).await?)
+    Metrics::read(&test.manager_metrics(NODE).await?)
 }
 
 /// Whether a command reads only.

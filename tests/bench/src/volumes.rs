@@ -13,12 +13,10 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
-use quarry_crds::names::{BETA_STORAGE_PROVISIONER, PROVISIONER, SELECTED_NODE, STORAGE_PROVISIONER};
 use quarry_e2e::bed::Bed;
 use quarry_e2e::objects::{Claim, PodSpec};
 use quarry_e2e::test::Test;
 use serde::Deserialize;
-use serde_json::json;
 
 use crate::counts::{PROVISION, difference, is_reading, list, merge, metrics, sum};
 use crate::figure::{Figure, Goal};
@@ -280,11 +278,7 @@ async fn at_once(test: &Test, class: &str, seen: &Seen) -> Result<Vec<Figure>> {
 
 /// A claim that kube-scheduler and kube-controller-manager are done with: the manager alone is waited for.
 fn selected_claim(name: &str, class: &str) -> Result<PersistentVolumeClaim> {
-    let mut claim = Claim::new(name, class, "64Mi");
-    claim.0["metadata"]["annotations"] = json!({
-        SELECTED_NODE: NODE, STORAGE_PROVISIONER: PROVISIONER, BETA_STORAGE_PROVISIONER: PROVISIONER,
-    });
-    claim.object()
+    Claim::new(name, class, "64Mi").selected(NODE).object()
 }
 
 /// Deletes all pods and claims, and waits until their volumes are gone.

@@ -4,10 +4,7 @@ use anyhow::{Context, Result, ensure};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams};
 use quarry_crds::Bytes;
-use quarry_crds::names::{BETA_STORAGE_PROVISIONER, PROVISIONER, SELECTED_NODE, STORAGE_PROVISIONER};
-use serde_json::json;
 
-use crate::bed::NAMESPACE;
 use crate::case;
 use crate::objects::{Claim, Class, PodSpec};
 use crate::test::{Case, PATIENCE, Test};
@@ -179,10 +176,7 @@ async fn many_go_at_once(test: &Test) -> Result<()> {
     let class = test.simple_class("a", 0).await?;
     let free = test.free_on("node1", &class).await?;
     for at in 0..MANY {
-        let mut claim = Claim::new(&format!("data{at}"), &class, "64Mi");
-        claim.0["metadata"]["annotations"] = json!({
-            SELECTED_NODE: "node1", STORAGE_PROVISIONER: PROVISIONER, BETA_STORAGE_PROVISIONER: PROVISIONER,
-        });
+        let claim = Claim::new(&format!("data{at}"), &class, "64Mi").selected("node1");
         test.claim(claim).await?;
     }
     let mut volumes = Vec::new();
@@ -199,20 +193,22 @@ async fn many_go_at_once(test: &Test) -> Result<()> {
     on.run_ok(["mkfs.ext4", "-q", &held]).await?;
     on.run_ok(["mkdir", "-p", "/run/held"]).await?;
     on.run_ok(["mount", &held, "/run/held"]).await?;
-    let before = removals(test).await?;
-    let every = ListParams::default();
-    test.claims()
-        .delete_collection(&DeleteParams::default(), &every)
-        .await?;
-    let mut result = Ok(());
-    for volume in &volumes[1..] {
-        result = result.and(test.volume_gone(volume).await);
+    let removed = async {
+        let before = removals(test).await?;
+        let every = ListParams::default();
+        test.claims()
+            .delete_collection(&DeleteParams::default(), &every)
+            .await?;
+        for volume in &volumes[1..] {
+            test.volume_gone(volume).await?;
+        }
+        let kept = test.logical_volume("node1", &volumes[0]).await?;
+        ensure!(kept.is_some(), "never removed while it is in use");
+        Ok(removals(test).await? - before)
     }
-    let commands = removals(test).await? - before;
-    let kept = test.logical_volume("node1", &volumes[0]).await?;
+    .await;
     on.run_ok(["umount", "/run/held"]).await?;
-    result?;
-    ensure!(kept.is_some(), "never removed while it is in use");
+    let commands = removed?;
     let others = u32::try_from(MANY)? - 1;
     ensure!(
         (1..others).contains(&commands),
@@ -225,9 +221,7 @@ async fn many_go_at_once(test: &Test) -> Result<()> {
 
 /// How often the manager of node1 has run lvremove.
 async fn removals(test: &Test) -> Result<u32> {
-    let pod = test.pod_of_ours("quarry-manager", "node1").await?.name_any();
-    let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}:9897/proxy/metrics");
-    let metrics = test.bed.kubectl(&["get", "--raw", &path]).await?;
+    let metrics = test.manager_metrics("node1").await?;
     let lines = metrics
         .lines()
         .filter(|line| line.starts_with("quarry_lvm_command_seconds_count{"));

@@ -3,7 +3,7 @@
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
-use quarry_crds::names::PROVISIONER;
+use quarry_crds::names::{BETA_STORAGE_PROVISIONER, PROVISIONER, SELECTED_NODE, STORAGE_PROVISIONER};
 use serde_json::{Value, json};
 
 /// The image that pods of tests run: a shell, coreutils and util-linux.
@@ -65,6 +65,15 @@ impl Claim {
             "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": class,
                      "resources": {"requests": {"storage": size}}},
         }))
+    }
+
+    /// Given to a node, by the annotations of kube-scheduler and kube-controller-manager: the manager alone is waited for.
+    #[must_use]
+    pub fn selected(mut self, node: &str) -> Self {
+        self.0["metadata"]["annotations"] = json!({
+            SELECTED_NODE: node, STORAGE_PROVISIONER: PROVISIONER, BETA_STORAGE_PROVISIONER: PROVISIONER,
+        });
+        self
     }
 
     /// As a raw block device.

@@ -7,7 +7,6 @@ use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
-use crate::bed::NAMESPACE;
 use crate::case;
 use crate::objects::{Claim, Class, PodSpec};
 use crate::test::{Case, PATIENCE, Test};
@@ -82,9 +81,7 @@ async fn orphans(test: &Test) -> Result<()> {
         })
         .await?;
     ensure!(message.contains(&lost) && !message.contains("by-hand"), "{message}");
-    let pod = test.pod_of_ours("quarry-manager", "node1").await?.name_any();
-    let metrics = format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}:9897/proxy/metrics");
-    let metrics = test.bed.kubectl(&["get", "--raw", &metrics]).await?;
+    let metrics = test.manager_metrics("node1").await?;
     let line = format!("quarry_orphan_volumes{{vg=\"{class}\"}} 1");
     ensure!(metrics.contains(&line), "{line} is not in {metrics}");
     // Longer than the grace period: it is reported, and stays.

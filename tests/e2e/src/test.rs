@@ -410,6 +410,16 @@ impl Test {
             .with_context(|| format!("no pod of {app} on {node}"))
     }
 
+    /// What the manager of a node says of itself, as Prometheus reads it.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn manager_metrics(&self, node: &str) -> Result<String> {
+        let pod = self.pod_of_ours("quarry-manager", node).await?.name_any();
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}:9897/proxy/metrics");
+        self.bed.kubectl(&["get", "--raw", &path]).await
+    }
+
     /// How things stand, for whoever looks into a failure.
     pub async fn tell(&self) -> String {
         let mut told = String::new();
