@@ -1,6 +1,7 @@
 //! Where the processor time of a node goes, by program: a profile by time that needs no counters of the processor.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use anyhow::{Context, Result};
 use quarry_e2e::test::Test;
@@ -54,22 +55,37 @@ impl Used {
         Ok(Self(used))
     }
 
-    /// What was used since then, the most first, in seconds.
-    pub(crate) fn since(&self, before: &Self) -> String {
+    /// What was used since then.
+    pub(crate) fn since(&self, before: &Self) -> Self {
         let spent =
             |(what, now): (&String, &f64)| (what.clone(), now - before.0.get(what).copied().unwrap_or_default());
-        let mut spent: Vec<_> = self
-            .0
-            .iter()
-            .map(spent)
-            .filter(|(_, seconds)| *seconds >= LEAST)
-            .collect();
-        spent.sort_by(|one, other| other.1.total_cmp(&one.1));
+        Self(self.0.iter().map(spent).collect())
+    }
+
+    /// Both together.
+    pub(crate) fn and(mut self, other: &Self) -> Self {
+        for (what, seconds) in &other.0 {
+            *self.0.entry(what.clone()).or_default() += seconds;
+        }
+        self
+    }
+
+    /// Of nothing.
+    pub(crate) fn none() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl fmt::Display for Used {
+    /// The most first, in seconds.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut spent: Vec<_> = self.0.iter().filter(|(_, seconds)| **seconds >= LEAST).collect();
+        spent.sort_by(|one, other| other.1.total_cmp(one.1));
         let listed: Vec<_> = spent
             .iter()
             .map(|(what, seconds)| format!("{what} {seconds:.1}"))
             .collect();
-        listed.join(", ")
+        f.write_str(&listed.join(", "))
     }
 }
 
@@ -85,9 +101,11 @@ mod tests {
             9 (kworker/0:1) S 2 0 0 0 -1 4 1 2 3 4 0 300 0 0 20 0 1 0 5 6 7\n\
             10 (idler) S 1 0 0 0 -1 4 1 2 3 4 0 1 0 0 20 0 1 0 5 6 7\n";
         let after = Used::read(after).expect("read");
+        let spent = after.since(&before);
+        assert_eq!(spent.to_string(), "a (b) c ran 10.0, kernel threads 3.0, a (b) c 2.0");
         assert_eq!(
-            after.since(&before),
-            "a (b) c ran 10.0, kernel threads 3.0, a (b) c 2.0"
+            Used::none().and(&spent).and(&spent).to_string(),
+            "a (b) c ran 20.0, kernel threads 6.0, a (b) c 4.0"
         );
         assert!(Used::read("nonsense").is_err());
     }

@@ -28,6 +28,10 @@ use crate::samples::Samples;
 const ROUNDS: usize = 20;
 /// How many claims are given to a node at once.
 const AT_ONCE: usize = 100;
+/// How many raw volumes are made in one go while the manager stands still.
+const RAW_BATCH: usize = 25;
+/// For how long the manager works after it stood still: kubelet, which asks it every 10 s, must not take it for dead.
+const AWAKE: Duration = Duration::from_secs(25);
 /// The node that they are made on.
 pub(crate) const NODE: &str = "node2";
 /// For how long it is counted what is written while nothing happens.
@@ -105,10 +109,14 @@ async fn one_by_one(test: &Test, class: &str, seen: &Seen, audit: &Audit) -> Res
     tokio::time::sleep(MARKED).await;
     let (commands_made, written_made) = (metrics(test).await?, audit.count()?);
     // While no volume of Quarry is being made, so that neither waits for the other's lock.
-    for round in 0..ROUNDS {
-        raw.add(raw_lvcreate(test, class, round).await?);
-        agent.add(nothing(test).await?);
-    }
+    without_manager(test, async {
+        for round in 0..ROUNDS {
+            raw.add(raw_lvcreate(test, class, round).await?);
+            agent.add(nothing(test).await?);
+        }
+        Ok(())
+    })
+    .await?;
     let with_few = resident(test, "quarry-manager").await?;
     let extender = resident(test, "quarry-extender").await?;
     tokio::time::sleep(SETTLED).await;
@@ -241,13 +249,20 @@ async fn at_once(test: &Test, class: &str, seen: &Seen) -> Result<Vec<Figure>> {
     let begun = Instant::now();
     remove_all(test).await?;
     let removed = begun.elapsed().as_secs_f64();
-    let processor = Used::on(test, NODE).await?;
-    let begun = Instant::now();
-    for round in 0..AT_ONCE {
-        make_raw(test, class, round).await?;
+    let (mut raw, mut spent_raw) = (0.0, Used::none());
+    for batch in 0..AT_ONCE / RAW_BATCH {
+        let (took, spent) = without_manager(test, async {
+            let (processor, begun) = (Used::on(test, NODE).await?, Instant::now());
+            for round in 0..RAW_BATCH {
+                make_raw(test, class, batch * RAW_BATCH + round).await?;
+            }
+            let took = begun.elapsed().as_secs_f64();
+            Ok((took, Used::on(test, NODE).await?.since(&processor)))
+        })
+        .await?;
+        raw += took;
+        spent_raw = spent_raw.and(&spent);
     }
-    let raw = begun.elapsed().as_secs_f64();
-    let spent_raw = Used::on(test, NODE).await?.since(&processor);
     for round in 0..AT_ONCE {
         remove_raw(test, class, round).await?;
     }
@@ -332,6 +347,17 @@ where
             }
         }
     });
+}
+
+/// Does what is compared with the manager while the manager of the node stands still: else it would read LVM after each change,
+/// as it does after any that is not its own, and take its share of the processor.
+async fn without_manager<T>(test: &Test, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let node = test.bed.node(NODE)?;
+    node.run_ok(["pkill", "-STOP", "-x", "quarry-manager"]).await?;
+    let done = work.await;
+    node.run_ok(["pkill", "-CONT", "-x", "quarry-manager"]).await?;
+    tokio::time::sleep(AWAKE).await;
+    done
 }
 
 /// How long LVM itself takes for the same volume, through the node's agent.
