@@ -9,11 +9,13 @@
 //! the last guard.
 
 mod facts;
+mod places;
 mod reason;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use facts::{DeviceKind, DiskFacts, Membership, Signature};
+pub use places::signature_places;
 pub use reason::Reason;
 
 use crate::Bytes;

@@ -220,6 +220,8 @@ fn look_at_ends(device: &Path, size: u64, sector: u64) -> io::Result<Vec<Signatu
 
 #[cfg(test)]
 mod tests {
+    use quarry_crds::disk::signature_places;
+
     use super::*;
 
     #[test]
@@ -248,6 +250,45 @@ mod tests {
             from_blkid("PART_ENTRY_SCHEME=gpt\nPART_ENTRY_TYPE=0fc6\nPART_ENTRY_UUID=1\n"),
             vec![]
         );
+    }
+
+    /// What libblkid of this host reads of a device that is all zeros, as it says itself.
+    fn read_by_libblkid(path: &Path) -> Vec<(u64, u64)> {
+        let mut blkid = std::process::Command::new("blkid");
+        let output = blkid.arg("-p").arg(path).env("LIBBLKID_DEBUG", "all").output();
+        let output = output.expect("blkid runs");
+        assert_eq!(output.status.code(), Some(NOTHING));
+        let said = String::from_utf8(output.stderr).expect("text");
+        let number = |line: &str, key: &str| {
+            let (_, rest) = line.split_once(key)?;
+            let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+            digits.parse::<u64>().ok()
+        };
+        let reads = said
+            .lines()
+            .filter(|line| line.contains("BUFFER") && line.contains("off="));
+        reads
+            .filter_map(|line| Some((number(line, "off=")?, number(line, "len=")?)))
+            .collect()
+    }
+
+    #[test]
+    fn libblkid_looks_nowhere_but_where_we_look() {
+        let directory = tempfile::tempdir().expect("made");
+        let path = directory.path().join("device");
+        for size in [4 << 20, 8 << 20, 12 << 20, 64 << 20, (1 << 30) + (4 << 20), 5 << 40] {
+            let file = File::create(&path).expect("made");
+            file.set_len(size).expect("sized");
+            let places = signature_places(quarry_crds::Bytes(size));
+            let reads = read_by_libblkid(&path);
+            assert!(reads.len() > 50, "what libblkid says is not understood: {reads:?}");
+            for (offset, length) in reads {
+                let inside = places
+                    .iter()
+                    .any(|(from, long)| *from <= offset && offset + length <= from + long);
+                assert!(inside, "of {size} bytes it reads {length} at {offset}");
+            }
+        }
     }
 
     #[test]

@@ -2,17 +2,18 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
+use quarry_crds::disk;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::{Eraser, Target, WipeError};
-use crate::disks::O_EXCL;
+use crate::disks::{O_EXCL, device_number};
 
 /// What is written between two looks at whether to stop, in bytes: some seconds on a slow disk.
 const PIECE: u64 = 1 << 30;
@@ -96,23 +97,26 @@ fn punch(path: &Path, offset: u64, length: u64) -> io::Result<()> {
     file.sync_data()
 }
 
-/// Makes both ends of the volume zeros, each that long in bytes. What is zeros already is not written: udev looks anew at each
-/// volume that somebody has written to, which takes longer than to read it here.
-pub(super) async fn ends(sys: &Path, target: &Target, length: u64) -> Result<(), WipeError> {
-    target.resolve(sys)?;
-    let length = length.min(target.size.0);
-    let (path, pieces) = (target.path.clone(), [(0, length), (target.size.0 - length, length)]);
+/// Makes everything zeros by which libblkid recognises anything, and tells whether it was already: it is not written then, for
+/// udev looks anew at each volume that somebody has written to, which takes longer than to read it here.
+pub(super) async fn signature_places(sys: &Path, target: &Target) -> Result<bool, WipeError> {
+    let number = target.resolve(sys)?;
+    let (path, places) = (target.path.clone(), disk::signature_places(target.size));
     let look = tokio::task::spawn_blocking(move || {
         let file = File::open(path)?;
-        let pieces = not_zeros(&file, &pieces);
+        if device_number(file.metadata()?.rdev()) != number {
+            return Err(io::Error::other("the device has just become another one"));
+        }
+        let pieces = not_zeros(&file, &places);
         // What LVM has erased is on the disk after this, also where nothing is to be written here.
         file.sync_data().map(|()| pieces)
     });
     let pieces = done(target, look.await)?;
     if pieces.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
-    write(target, pieces).await
+    write(target, pieces).await?;
+    Ok(false)
 }
 
 /// Those pieces, at offsets and of lengths in bytes, that are not zeros, or cannot be read.

@@ -247,6 +247,16 @@ async fn old_data_never_shows(test: &Test) -> Result<()> {
     test.delete_pod("old").await?;
     test.delete_claim("old").await?;
     test.volume_gone(&volume).await?;
+    // Also where signatures are looked for something else was until now.
+    test.claim(Claim::new("files", &class, "3900Mi")).await?;
+    test.pod(PodSpec::new("files").claim("files", false)).await?;
+    test.running("files").await?;
+    let files = test.exec("files", &["ls", "-A", "/files"]).await?;
+    ensure!(files.trim() == "lost+found", "a new file system has {files:?} in it");
+    let volume = test.volume_of("files").await?.name_any();
+    test.delete_pod("files").await?;
+    test.delete_claim("files").await?;
+    test.volume_gone(&volume).await?;
     test.claim(Claim::new("new", &class, "3900Mi").block()).await?;
     test.pod(PodSpec::new("new").claim("new", true)).await?;
     test.running("new").await?;
