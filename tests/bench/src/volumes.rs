@@ -172,6 +172,7 @@ async fn one_by_one(test: &Test, class: &str, seen: &Seen, audit: &Audit) -> Res
         list(&took, count)
     );
     figures.push(Figure::new(text, in_commands, "ms"));
+    let mut in_life = 0.0;
     for (what, difference) in [("made", &made), ("removed", &removed)] {
         let changing = sum(difference, |command| command != PROVISION && !is_reading(command)) / count;
         let text = format!(
@@ -180,9 +181,12 @@ async fn one_by_one(test: &Test, class: &str, seen: &Seen, audit: &Audit) -> Res
         );
         // One that makes it and one that removes it; what wipes it is counted apart.
         figures.push(Figure::new(text, changing, "").goal(Goal::AtMost(1.0)));
+        in_life += changing;
         let all = sum(difference, |command| command != PROVISION) / count;
         figures.push(Figure::new(format!("all commands, per volume {what}"), all, ""));
     }
+    let text = "LVM commands that change something, in the life of a volume";
+    figures.push(Figure::new(text, in_life, "").goal(Goal::AtMost(2.0)));
     let life = merge(
         &difference(&written_made, &written),
         &difference(&written_removed, &written_before),
