@@ -301,7 +301,8 @@ pub async fn all_placed(test: &Test, pods: usize) -> Result<Filled> {
     }
 }
 
-fn is_placed(pod: &Pod) -> bool {
+/// Whether kube-scheduler has placed a pod.
+pub fn is_placed(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "PodScheduled" && c.status == "True"))
 }

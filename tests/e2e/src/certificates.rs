@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
 
 use crate::bed::{NAMESPACE, cluster_name, folder, repository};
-use crate::burst::all_placed;
+use crate::burst::is_placed;
 use crate::case;
 use crate::objects::{Claim, PodSpec};
 use crate::test::{Case, Test};
@@ -29,6 +29,10 @@ pub const CASES: &[Case] = &[case!(certificates_change_under_load)];
 const LIFETIME: &str = "12s";
 /// How many certificates each extender is to have shown.
 const CERTIFICATES: usize = 4;
+/// How many claims are made before the pod of the first of them.
+const AHEAD: usize = 4;
+/// Within this time every extender has heard of a claim.
+const HEARD: Duration = Duration::from_secs(3);
 /// The ConfigMap with the authority of clients.
 const CLIENTS: &str = "quarry-test-clients";
 const NODES: [&str; 3] = ["node1", "node2", "node3"];
@@ -174,23 +178,30 @@ async fn processes(test: &Test) -> Result<Vec<String>> {
     Ok(all)
 }
 
-/// Places a pod after the other until that is set; none may wait for a second attempt because a call failed. An extender that
-/// heard of the claim later than kube-scheduler did says so, as it must, and is asked again: its answer came.
+/// Places a pod after the other until that is set; none may wait for a second attempt. Their claims are made ahead: an extender
+/// that hears of a claim later than kube-scheduler says so, as it must, and that is no failed call.
 async fn place_until(test: &Test, class: &str, done: &AtomicBool) -> Result<usize> {
+    let claim = async |number| {
+        test.claim(Claim::new(&format!("pod{number}"), class, "4Mi").block())
+            .await
+    };
+    for number in 0..AHEAD {
+        claim(number).await?;
+    }
+    tokio::time::sleep(HEARD).await;
     let mut count = 0;
     while !done.load(Ordering::Relaxed) {
+        claim(count + AHEAD).await?;
         let name = format!("pod{count}");
-        test.claim(Claim::new(&name, class, "4Mi").block()).await?;
         test.pod(PodSpec::new(&name).claim(&name, true)).await?;
         count += 1;
-        all_placed(test, count).await?;
-        for (reason, text) in test.said_of("Pod", &name).await? {
-            let answered = text.ends_with("has not been seen yet; trying again");
-            ensure!(reason != "FailedScheduling" || answered, "{name}: {text}");
-            if answered {
-                println!("   {text}");
-            }
-        }
+        test.wait(&format!("pod {name} placed"), Duration::from_secs(120), || async {
+            Ok(is_placed(&test.pods().get(&name).await?).then_some(()))
+        })
+        .await?;
+        let said = test.said_of("Pod", &name).await?;
+        let failed = said.iter().find(|(reason, _)| reason == "FailedScheduling");
+        ensure!(failed.is_none(), "{name}: {failed:?}");
     }
     Ok(count)
 }
