@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::api::{ListParams, Patch, PatchParams};
@@ -137,9 +138,11 @@ pub async fn away(test: &Test, name: &str, away: bool) -> Result<()> {
     if !away {
         return test.bed.rolled_out(name).await;
     }
+    // The counts of its status are of the nodes where it should run: they are 0 while every pod still ends.
+    let pods: Api<Pod> = Api::namespaced(test.client(), NAMESPACE);
+    let its = ListParams::default().labels(&format!("app.kubernetes.io/name={name}"));
     test.wait(&format!("{name} is gone"), Duration::from_secs(200), || async {
-        let status = sets.get(name).await?.status.unwrap_or_default();
-        Ok((status.current_number_scheduled == 0 && status.number_ready == 0).then_some(()))
+        Ok(pods.list(&its).await?.items.is_empty().then_some(()))
     })
     .await
 }
