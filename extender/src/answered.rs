@@ -15,7 +15,7 @@ use quarry_crds::extents::{Bytes, ExtentSize, Extents};
 use crate::board::Board;
 use crate::index::{Index, Slot};
 use crate::node::Besides;
-use crate::objects::Binding;
+use crate::objects::{Binding, Claim};
 
 /// A claim that a pod was answered for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,15 +88,14 @@ pub struct Crowd<'a> {
 impl Pending {
     /// Whether the index shows the claim on no node.
     fn is_open(&self, index: &Index) -> bool {
-        self.is_awaited(index) && index.claim(&self.key).is_some_and(|claim| claim.selected.is_none())
+        self.awaited(index).is_some_and(|claim| claim.selected.is_none())
     }
 
-    /// Whether the claim is still to get its volume.
-    fn is_awaited(&self, index: &Index) -> bool {
-        index
-            .claim(&self.key)
-            .is_some_and(|claim| *claim.uid == *self.uid && claim.binding == Binding::Unbound)
-            && index.volume_of(&self.uid).is_none()
+    /// The claim, while it is still to get its volume.
+    fn awaited<'a>(&self, index: &'a Index) -> Option<&'a Claim> {
+        let claim = index.claim(&self.key)?;
+        let same = *claim.uid == *self.uid && claim.binding == Binding::Unbound;
+        (same && index.volume_of(&self.uid).is_none()).then_some(claim)
     }
 }
 
@@ -127,7 +126,8 @@ impl Answered {
     /// Forgets the pods whose claims all have volumes or are gone, or that were answered too long ago.
     pub fn prune(&mut self, index: &Index, now: Instant, remembered: Duration) {
         self.pods.retain(|_, record| {
-            now.duration_since(record.at) < remembered && record.claims.iter().any(|claim| claim.is_awaited(index))
+            now.duration_since(record.at) < remembered
+                && record.claims.iter().any(|claim| claim.awaited(index).is_some())
         });
     }
 

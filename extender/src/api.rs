@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
@@ -24,6 +24,11 @@ pub struct ExtenderArgs<'a> {
     #[serde(borrow, default)]
     pub node_names: Option<Names<'a>>,
 }
+
+/// The same, without the nodes where the pod has no claims: then nothing is to be said of any, and they need not be read.
+/// (They are where they follow the pod, as Go writes them.)
+#[derive(Debug)]
+pub struct ArgsWithClaims<'a>(pub ExtenderArgs<'a>);
 
 /// Names of nodes.
 #[derive(Debug, Default)]
@@ -128,7 +133,20 @@ pub struct PodClaim {
     pub ephemeral: bool,
 }
 
+impl Volume<'_> {
+    /// Whether it is a claim, or one is made for it.
+    const fn is_claim(&self) -> bool {
+        self.persistent_volume_claim.is_some() || self.ephemeral.is_some()
+    }
+}
+
 impl Pod<'_> {
+    /// Whether the pod uses any claim.
+    #[must_use]
+    pub fn has_claims(&self) -> bool {
+        self.spec.volumes.iter().flatten().any(Volume::is_claim)
+    }
+
     /// The claims that the pod uses, each once.
     #[must_use]
     pub fn claims(&self) -> Vec<PodClaim> {
@@ -217,6 +235,47 @@ impl<'a> ExtenderArgs<'a> {
     }
 }
 
+impl<'de: 'a, 'a> Deserialize<'de> for ArgsWithClaims<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(field_identifier, rename_all = "PascalCase")]
+        enum Field {
+            Pod,
+            Nodes,
+            NodeNames,
+            #[serde(other)]
+            Other,
+        }
+        struct ArgsVisitor;
+        impl<'de> Visitor<'de> for ArgsVisitor {
+            type Value = ArgsWithClaims<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("struct ExtenderArgs")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut pod: Option<Pod<'de>> = None;
+                let (mut nodes, mut node_names) = (None, None);
+                while let Some(field) = map.next_key()? {
+                    let asks = pod.as_ref().is_none_or(Pod::has_claims);
+                    match field {
+                        Field::Pod => pod = Some(map.next_value()?),
+                        Field::Nodes if asks => nodes = map.next_value()?,
+                        Field::NodeNames if asks => node_names = map.next_value()?,
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                }
+                let pod = pod.ok_or_else(|| A::Error::missing_field("Pod"))?;
+                Ok(ArgsWithClaims(ExtenderArgs { pod, nodes, node_names }))
+            }
+        }
+        deserializer.deserialize_map(ArgsVisitor)
+    }
+}
+
 impl<'de: 'a, 'a> Deserialize<'de> for Name<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct NameVisitor;
@@ -284,13 +343,41 @@ mod tests {
         .claims();
         let names: Vec<_> = claims.iter().map(|c| (c.name.as_str(), c.ephemeral)).collect();
         assert_eq!(names, [("data-web-0", false), ("web-0-scratch", true)]);
-        assert!(pod("{}").claims().is_empty());
-        assert!(pod(r#"{"volumes": null}"#).claims().is_empty());
+        for none in [
+            "{}",
+            r#"{"volumes": null}"#,
+            r#"{"volumes": [{"name": "c", "configMap": {}}]}"#,
+        ] {
+            assert!(pod(none).claims().is_empty() && !pod(none).has_claims(), "{none}");
+        }
     }
 
     fn names(args: &mut ExtenderArgs<'_>) -> Vec<String> {
         let names = args.names().expect("names");
         names.iter().map(|name| name.as_ref().to_owned()).collect()
+    }
+
+    #[test]
+    fn nodes_of_a_pod_without_claims_are_not_read() {
+        let read = |text: &str| serde_json::from_str::<ArgsWithClaims<'_>>(text).map(|ArgsWithClaims(args)| args);
+        let claim = r#"{"spec": {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}}"#;
+        for (pod, after, before) in [("{}", 0, 2), (claim, 2, 2)] {
+            let text = format!(r#"{{"Pod": {pod}, "Nodes": null, "NodeNames": ["a", "b"], "More": 1}}"#);
+            let mut args = read(&text).expect("arguments");
+            assert_eq!((args.pod.has_claims(), names(&mut args).len()), (after > 0, after));
+            let text = format!(r#"{{"NodeNames": ["a", "b"], "Pod": {pod}}}"#);
+            assert_eq!(names(&mut read(&text).expect("arguments")).len(), before);
+            let text = format!(r#"{{"Pod": {pod}, "Nodes": {{"items": [{{"metadata": {{"name": "a"}}}}]}}}}"#);
+            assert_eq!(names(&mut read(&text).expect("arguments")).len(), after / 2);
+        }
+        for (wrong, said) in [
+            (r#"{"NodeNames": []}"#, "missing field `Pod`"),
+            ("[]", "expected struct ExtenderArgs"),
+            (r#"{"Pod": {}, "NodeNames": ["a"}"#, "expected"),
+        ] {
+            let error = read(wrong).expect_err(wrong).to_string();
+            assert!(error.contains(said), "{error}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use quarry_crds::storage_class::Scoring;
 
 use crate::answered::{Answered, Crowd, Nodes, Pending};
 use crate::api::{Pod, PodClaim};
-use crate::board::Board;
+use crate::board::{Board, Cell};
 use crate::index::{Index, Slot, claim_key};
 use crate::node::Besides;
 use crate::objects::{Binding, Claim, Class};
@@ -218,8 +218,7 @@ pub fn prioritize(index: &Index, pod: &Pod<'_>, candidates: &[impl AsRef<str>]) 
         .iter()
         .map(|name| {
             let slot = index.slot(name.as_ref());
-            let standing = |at: usize| slot.map_or(Standing::Absent, |slot| boards[at].cell(slot).standing(&none));
-            placement::fits(&needs.asks, standing).map_or(0, score)
+            fits(&needs.asks, &boards, slot, |cell| cell.standing(&none)).map_or(0, score)
         })
         .collect()
 }
@@ -256,6 +255,12 @@ fn boards<'a>(index: &'a Index, asks: &[Ask]) -> Vec<&'a Board> {
     asks.iter().map(|ask| index.board(&ask.class)).collect()
 }
 
+/// Whether what is asked fits on a node, by what is taken for granted of what its class has there.
+fn fits(asks: &[Ask], boards: &[&Board], slot: Option<Slot>, taken: impl Fn(Cell) -> Standing) -> Result<Fit, Refusal> {
+    let standing = |at: usize| slot.map_or(Standing::Absent, |slot| taken(boards[at].cell(slot)));
+    placement::fits(asks, standing)
+}
+
 fn view(index: &Index, needs: &Needs, candidates: &[impl AsRef<str>], crowd: &Crowd<'_>) -> View {
     let mut view = View {
         passed: Vec::with_capacity(candidates.len()),
@@ -269,34 +274,27 @@ fn view(index: &Index, needs: &Needs, candidates: &[impl AsRef<str>], crowd: &Cr
             continue;
         }
         let slot = index.slot(name.as_ref());
-        let fits = |besides: &Besides| {
-            let standing = |at: usize| slot.map_or(Standing::Absent, |slot| boards[at].cell(slot).standing(besides));
-            placement::fits(&needs.asks, standing)
-        };
-        if let Err(refusal) = fits(&none) {
-            let (subject, name) = subject(refusal, slot, &needs.asks, &boards);
-            view.refuse(at, cause(refusal), subject, || refusal.text(name).into());
-            continue;
-        }
-        let Some(slot) = slot else {
-            // Nothing is asked of it.
-            view.passed.push(at);
-            continue;
-        };
-        // Where there is room for all of them nobody has to be counted one by one.
-        let roomy = |at: usize| {
-            boards[at]
-                .cell(slot)
-                .standing_less(|extent_size| crowd.at_most(extent_size))
-        };
-        if !crowd.is_empty() && placement::fits(&needs.asks, roomy).is_err() && fits(&crowd.on(slot)).is_err() {
-            let text = || "node(s) had local storage that pods scheduled just before may take".into();
-            view.crowded = true;
-            view.refuse(at, Cause::Crowded, (0, 0), text);
-            continue;
+        // Where there is room beside all who may be anywhere, which is asked first, nobody has to be counted one by one.
+        let beside_all = |cell: Cell| cell.standing_less(|extent_size| crowd.at_most(extent_size));
+        if crowd.is_empty() || fits(&needs.asks, &boards, slot, beside_all).is_err() {
+            if let Err(refusal) = fits(&needs.asks, &boards, slot, |cell| cell.standing(&none)) {
+                let (subject, name) = subject(refusal, slot, &needs.asks, &boards);
+                view.refuse(at, cause(refusal), subject, || refusal.text(name).into());
+                continue;
+            }
+            let besides = slot.filter(|_| !crowd.is_empty()).map(|slot| crowd.on(slot));
+            if besides.is_some_and(|besides| fits(&needs.asks, &boards, slot, |cell| cell.standing(&besides)).is_err())
+            {
+                let text = || "node(s) had local storage that pods scheduled just before may take".into();
+                view.crowded = true;
+                view.refuse(at, Cause::Crowded, (0, 0), text);
+                continue;
+            }
         }
         view.passed.push(at);
-        view.nodes.insert(slot);
+        if let Some(slot) = slot {
+            view.nodes.insert(slot);
+        }
     }
     view
 }

@@ -104,7 +104,7 @@ impl Extender {
     /// Which of the candidates can hold the pod's claims.
     pub async fn filter(&self, pod: &Pod<'_>, candidates: &[impl AsRef<str>]) -> Answer {
         self.called.notify_one();
-        if pod.claims().is_empty() {
+        if !pod.has_claims() {
             return Answer::All;
         }
         let answer = self.settled(|begun| self.decide(pod, candidates, begun)).await;
@@ -117,7 +117,7 @@ impl Extender {
     /// filtered before it is placed.
     pub async fn preempt(&self, pod: &Pod<'_>, candidates: &[impl AsRef<str>]) -> Answer {
         self.called.notify_one();
-        if pod.claims().is_empty() {
+        if !pod.has_claims() {
             return Answer::All;
         }
         self.settled(|begun| {
@@ -148,7 +148,7 @@ impl Extender {
     /// Scores the candidates for a pod; an empty list where all are alike to us, as kube-scheduler takes it.
     #[must_use]
     pub fn prioritize(&self, pod: &Pod<'_>, candidates: &[impl AsRef<str>]) -> Vec<i64> {
-        if pod.claims().is_empty() {
+        if !pod.has_claims() {
             return Vec::new();
         }
         self.read(|index| decide::prioritize(index, pod, candidates))

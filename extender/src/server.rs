@@ -21,7 +21,7 @@ use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::answer;
-use crate::api::ExtenderArgs;
+use crate::api::{ArgsWithClaims, ExtenderArgs};
 use crate::decide::Answer;
 use crate::handlers::Extender;
 use crate::metrics::Verb;
@@ -141,7 +141,7 @@ async fn filter(State(server): State<Arc<Server>>, request: Request) -> Result<R
 async fn prioritize(State(server): State<Arc<Server>>, request: Request) -> Result<Response, RequestError> {
     let begun = Instant::now();
     let body = server.body(Verb::Prioritize, request).await?;
-    let mut args: ExtenderArgs<'_> = serde_json::from_slice(&body.bytes)?;
+    let ArgsWithClaims(mut args) = serde_json::from_slice(&body.bytes)?;
     let names = args.names()?;
     let scores = server.extender.prioritize(&args.pod, &names);
     let about = body.bytes.len().saturating_mul(if scores.is_empty() { 0 } else { 2 });
