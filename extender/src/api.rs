@@ -25,8 +25,8 @@ pub struct ExtenderArgs<'a> {
     pub node_names: Option<Names<'a>>,
 }
 
-/// The same, without the nodes where the pod has no claims: then nothing is to be said of any, and they need not be read.
-/// (They are where they follow the pod, as Go writes them.)
+/// The same, where nothing is to be said of nodes for a pod without claims: their names are looked at then, and not kept.
+/// (They are where they come before the pod, which Go does not do.)
 #[derive(Debug)]
 pub struct ArgsWithClaims<'a>(pub ExtenderArgs<'a>);
 
@@ -258,12 +258,14 @@ impl<'de: 'a, 'a> Deserialize<'de> for ArgsWithClaims<'a> {
                 let mut pod: Option<Pod<'de>> = None;
                 let (mut nodes, mut node_names) = (None, None);
                 while let Some(field) = map.next_key()? {
-                    let asks = pod.as_ref().is_none_or(Pod::has_claims);
                     match field {
                         Field::Pod => pod = Some(map.next_value()?),
-                        Field::Nodes if asks => nodes = map.next_value()?,
-                        Field::NodeNames if asks => node_names = map.next_value()?,
-                        _ => {
+                        Field::Nodes => nodes = map.next_value()?,
+                        Field::NodeNames if pod.as_ref().is_some_and(|pod| !pod.has_claims()) => {
+                            map.next_value::<Option<Looked>>()?;
+                        }
+                        Field::NodeNames => node_names = map.next_value()?,
+                        Field::Other => {
                             map.next_value::<IgnoredAny>()?;
                         }
                     }
@@ -298,27 +300,40 @@ impl<'de: 'a, 'a> Deserialize<'de> for Name<'a> {
     }
 }
 
+/// Goes through a list of names, and hands on each.
+struct NamesVisitor<F>(F);
+
+impl<'de, F: FnMut(Name<'de>)> Visitor<'de> for NamesVisitor<F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of names")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut names: A) -> Result<(), A::Error> {
+        while let Some(name) = names.next_element()? {
+            self.0(name);
+        }
+        Ok(())
+    }
+}
+
 impl<'de: 'a, 'a> Deserialize<'de> for Names<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         /// kube-scheduler asks of 100 nodes at once, or of all that there are.
         const USUAL: usize = 128;
-        struct NamesVisitor;
-        impl<'de> Visitor<'de> for NamesVisitor {
-            type Value = Names<'de>;
+        let mut found = Vec::with_capacity(USUAL);
+        deserializer.deserialize_seq(NamesVisitor(|name| found.push(name)))?;
+        Ok(Names(found))
+    }
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of names")
-            }
+/// Names that are none of anybody's business, as long as they are names.
+struct Looked;
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut names: A) -> Result<Self::Value, A::Error> {
-                let mut found = Vec::with_capacity(USUAL);
-                while let Some(name) = names.next_element()? {
-                    found.push(name);
-                }
-                Ok(Names(found))
-            }
-        }
-        deserializer.deserialize_seq(NamesVisitor)
+impl<'de> Deserialize<'de> for Looked {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(NamesVisitor(drop)).map(|()| Looked)
     }
 }
 
@@ -358,8 +373,10 @@ mod tests {
     }
 
     #[test]
-    fn nodes_of_a_pod_without_claims_are_not_read() {
-        let read = |text: &str| serde_json::from_str::<ArgsWithClaims<'_>>(text).map(|ArgsWithClaims(args)| args);
+    fn names_for_a_pod_without_claims_are_looked_at_and_not_kept() {
+        fn read(text: &str) -> serde_json::Result<ExtenderArgs<'_>> {
+            serde_json::from_str(text).map(|ArgsWithClaims(args)| args)
+        }
         let claim = r#"{"spec": {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}}"#;
         for (pod, after, before) in [("{}", 0, 2), (claim, 2, 2)] {
             let text = format!(r#"{{"Pod": {pod}, "Nodes": null, "NodeNames": ["a", "b"], "More": 1}}"#);
@@ -367,13 +384,17 @@ mod tests {
             assert_eq!((args.pod.has_claims(), names(&mut args).len()), (after > 0, after));
             let text = format!(r#"{{"NodeNames": ["a", "b"], "Pod": {pod}}}"#);
             assert_eq!(names(&mut read(&text).expect("arguments")).len(), before);
-            let text = format!(r#"{{"Pod": {pod}, "Nodes": {{"items": [{{"metadata": {{"name": "a"}}}}]}}}}"#);
-            assert_eq!(names(&mut read(&text).expect("arguments")).len(), after / 2);
+            let text = format!(
+                r#"{{"Pod": {pod}, "Nodes": {{"items": [{{"metadata": {{"name": "a"}}}}]}}, "NodeNames": null}}"#
+            );
+            assert_eq!(names(&mut read(&text).expect("arguments")), ["a"]);
         }
         for (wrong, said) in [
             (r#"{"NodeNames": []}"#, "missing field `Pod`"),
             ("[]", "expected struct ExtenderArgs"),
             (r#"{"Pod": {}, "NodeNames": ["a"}"#, "expected"),
+            (r#"{"Pod": {}, "NodeNames": ["a", 1]}"#, "a name"),
+            (r#"{"Pod": {}, "NodeNames": "a"}"#, "a list of names"),
         ] {
             let error = read(wrong).expect_err(wrong).to_string();
             assert!(error.contains(said), "{error}");

@@ -39,8 +39,8 @@ pub struct Args {
     #[arg(long, env = "QUARRY_MAX_BODY_BYTES", default_value_t = RequestLimits::default().body)]
     pub max_body_bytes: usize,
     /// How long an answer waits, in milliseconds, for a claim or class that kube-scheduler has seen and the watches here
-    /// have not.
-    #[arg(long, env = "QUARRY_UNSEEN_WAIT_MS", default_value = "200")]
+    /// have not. Keep it well below the extender's httpTimeout in kube-scheduler.
+    #[arg(long, env = "QUARRY_UNSEEN_WAIT_MS", default_value = "1000")]
     pub unseen_wait_ms: u64,
     /// How long an answer waits, in milliseconds, to learn the nodes of pods answered just before, where some nodes
     /// have room whatever these are.

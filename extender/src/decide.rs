@@ -18,7 +18,8 @@ use crate::objects::{Binding, Claim, Class};
 /// How long a pod's answer may wait for the watches, and for what.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// For a claim or a class that the scheduler has seen, and we have not.
+    /// For a claim or a class that the scheduler has seen, and we have not. The alternative is an error, with which a
+    /// scheduler for which the extender is ignorable places the pod without us.
     pub unseen: Duration,
     /// For the nodes of pods that were answered just before, where some nodes are free of doubt.
     pub settle: Duration,
@@ -32,7 +33,7 @@ pub struct Patience {
 impl Default for Patience {
     fn default() -> Self {
         Self {
-            unseen: Duration::from_millis(200),
+            unseen: Duration::from_secs(1),
             settle: Duration::from_millis(50),
             crowd: Duration::from_secs(1),
             remembered: Duration::from_secs(10),

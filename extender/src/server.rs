@@ -98,6 +98,15 @@ impl IntoResponse for RequestError {
     }
 }
 
+/// A body that is not read: why, and what is left of it, up to how many bytes.
+struct Unread(RequestError, Option<(BodyDataStream, usize)>);
+
+impl From<RequestError> for Unread {
+    fn from(error: RequestError) -> Self {
+        Self(error, None)
+    }
+}
+
 struct Server {
     extender: Arc<Extender>,
     limits: RequestLimits,
@@ -189,11 +198,21 @@ impl Server {
         let mut reading = pin!(self.read(request.into_body()));
         // Most bodies are there by now, and need no clock.
         let body = match futures::poll!(reading.as_mut()) {
-            Poll::Ready(body) => body?,
+            Poll::Ready(body) => body,
             Poll::Pending => match tokio::time::timeout(self.limits.body_read, reading).await {
                 Err(_) => return Err(RequestError::TooSlow(self.limits.body_read)),
-                Ok(body) => body?,
+                Ok(body) => body,
             },
+        };
+        let body = match body {
+            Ok(body) => body,
+            Err(Unread(error, rest)) => {
+                // Why it was refused is known by now, however long the rest takes.
+                if let Some((rest, most)) = rest {
+                    let _ = tokio::time::timeout(self.limits.body_read, discard(rest, most)).await;
+                }
+                return Err(error);
+            }
         };
         if body.bytes.is_empty() {
             return Err(RequestError::Empty);
@@ -209,12 +228,12 @@ impl Server {
     }
 
     /// Reads a body once there is room for it. One that is announced as too large takes none.
-    async fn read(&self, body: Body) -> Result<Held, RequestError> {
+    async fn read(&self, body: Body) -> Result<Held, Unread> {
         let limit = self.limits.body;
         let hint = body.size_hint();
         if hint.lower() > limit as u64 {
-            discard(body.into_data_stream(), limit.saturating_mul(2)).await;
-            return Err(RequestError::TooLarge(limit));
+            let rest = (body.into_data_stream(), limit.saturating_mul(2));
+            return Err(Unread(RequestError::TooLarge(limit), Some(rest)));
         }
         let most = hint
             .upper()
@@ -248,7 +267,7 @@ const fn kib(bytes: usize) -> usize {
 }
 
 /// Reads a body of up to `limit` bytes.
-async fn read_body(body: Body, limit: usize) -> Result<Bytes, RequestError> {
+async fn read_body(body: Body, limit: usize) -> Result<Bytes, Unread> {
     let exact = body.size_hint().exact();
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(limit);
     let mut parts = body.into_data_stream();
@@ -256,9 +275,7 @@ async fn read_body(body: Body, limit: usize) -> Result<Bytes, RequestError> {
     while let Some(part) = parts.next().await {
         let part = part.map_err(|error| RequestError::Unreadable(error.to_string()))?;
         if read.len().saturating_add(part.len()) > limit {
-            drop(read);
-            discard(parts, limit).await;
-            return Err(RequestError::TooLarge(limit));
+            return Err(Unread(RequestError::TooLarge(limit), Some((parts, limit))));
         }
         if exact == Some(part.len() as u64) {
             // All of it has come in one piece: no need to copy it.

@@ -279,6 +279,20 @@ async fn a_body_that_does_not_arrive_is_given_up() {
     assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
 }
 
+#[tokio::test]
+async fn a_body_that_is_too_large_is_told_so_however_slow_the_rest_of_it() {
+    let limits = RequestLimits {
+        body: 4,
+        body_read: Duration::from_millis(20),
+        ..Default::default()
+    };
+    let begun = futures::stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"12345"))]);
+    let slow = Body::from_stream(begun.chain(futures::stream::pending()));
+    let router = router(extender(1), limits, false);
+    let (status, answer) = call(router, Method::POST, "/filter", slow).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{answer}");
+}
+
 /// What is held of bodies is bounded, whoever sends them, and whatever they announce.
 #[tokio::test]
 async fn bodies_wait_until_there_is_room_for_them() {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     command,
     error::{BedError, During, Result},
-    folders,
+    folders, state,
     step::Step,
 };
 
@@ -38,6 +38,12 @@ Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 /// The best kernel that this machine has or can get.
 pub(crate) async fn find() -> Result<Kernel> {
     let folder = folders::cache()?.join("node-kernel");
+    if let Some(kernel) = newer(&folder).await {
+        return Ok(kernel);
+    }
+    // Two clusters may come up at once. Who had to wait finds it there.
+    folders::make(&folder)?;
+    let _lock = state::lock_at(folder.join("getting.lock")).await?;
     if let Some(kernel) = newer(&folder).await {
         return Ok(kernel);
     }

@@ -8,7 +8,7 @@ use std::{
 use crate::{
     command,
     error::{BedError, During, Result},
-    folders,
+    folders, state,
     step::Step,
 };
 
@@ -41,13 +41,17 @@ pub(crate) fn folder() -> Result<PathBuf> {
 /// Builds the programs that are not in the cache, and returns their folder.
 pub async fn ensure() -> Result<PathBuf> {
     let folder = folder()?;
-    let missing: Vec<_> = PROGRAMS
-        .into_iter()
-        .filter(|program| !folder.join(program).exists())
-        .collect();
-    if missing.is_empty() {
+    let missing = || -> Vec<_> {
+        let there = |program: &&str| folder.join(program).exists();
+        PROGRAMS.into_iter().filter(|program| !there(program)).collect()
+    };
+    if missing().is_empty() {
         return Ok(folder);
     }
+    // Two clusters may come up at once. Who had to wait finds that nothing is missing any more.
+    folders::make(&folder)?;
+    let _lock = state::lock_at(folder.join("building.lock")).await?;
+    let missing = missing();
     let module = folder.join("module");
     folders::make(&module)?;
     folders::write(&module.join("go.mod"), MODULE)?;

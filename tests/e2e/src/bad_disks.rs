@@ -314,7 +314,12 @@ async fn restore(test: &Test) -> Result<()> {
     node1
         .run_ok(["wipefs", "-q", "-a", "-f", &test.bed.disk(1, 2)?])
         .await?;
-    node1.run_ok(["blockdev", "--rereadpt", &test.bed.disk(1, 2)?]).await?;
+    let whole = test.bed.disk(1, 2)?;
+    test.wait("nobody looks at the partition any more", PATIENCE, || async {
+        let again = node1.run(["blockdev", "--rereadpt", &whole]).await?;
+        Ok(again.success().then_some(()))
+    })
+    .await?;
     node2.run_ok(["blockdev", "--setrw", &test.bed.disk(2, 2)?]).await?;
     Ok(())
 }

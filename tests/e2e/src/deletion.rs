@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams};
 use quarry_crds::Bytes;
+use quarry_crds::claim::is_bound;
 
 use crate::case;
 use crate::objects::{Claim, Class, PodSpec};
@@ -140,6 +141,28 @@ async fn claim_deleted_while_pending(test: &Test) -> Result<()> {
         let force = DeleteParams::default().grace_period(0);
         test.pods().delete(&name, &force).await?;
         test.claims().delete(&name, &DeleteParams::default()).await?;
+    }
+    test.wait("the claims are gone", PATIENCE, || async {
+        Ok(test
+            .claims()
+            .list(&Default::default())
+            .await?
+            .items
+            .is_empty()
+            .then_some(()))
+    })
+    .await?;
+    // What a manager had begun for the last of them is done before this is.
+    for node in ["node1", "node2", "node3"] {
+        test.claim(Claim::new(node, &class, "1Gi").block().selected(node))
+            .await?;
+        test.wait("a claim after them is bound", PATIENCE, || async {
+            Ok(is_bound(&test.claims().get(node).await?).then_some(()))
+        })
+        .await?;
+        let volume = test.volume_of(node).await?.name_any();
+        test.delete_claim(node).await?;
+        test.volume_gone(&volume).await?;
     }
     test.wait("every byte is free again", PATIENCE, || async {
         let now = futures::future::try_join_all(["node1", "node2", "node3"].map(|n| test.free_on(n, &class))).await?;

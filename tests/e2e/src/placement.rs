@@ -18,21 +18,6 @@ pub const CASES: &[Case] = &[
     case!(two_groups_in_one_pod),
 ];
 
-/// Whether any placement failed and was given back.
-async fn failed_placements(test: &Test) -> Result<Vec<String>> {
-    let mut failed = Vec::new();
-    for claim in test.claims().list(&Default::default()).await?.items {
-        let name = claim.metadata.name.unwrap_or_default();
-        let said = test.said_of("PersistentVolumeClaim", &name).await?;
-        failed.extend(
-            said.into_iter()
-                .filter(|(reason, _)| reason == "ProvisioningFailed")
-                .map(|(_, note)| note),
-        );
-    }
-    Ok(failed)
-}
-
 /// A StatefulSet of three whose claims take most of any node's volume group, all pods at once.
 async fn three_claims_one_a_node(test: &Test) -> Result<()> {
     // 4, 5 and 3 GiB: one claim of 2600 MiB fits on each, and two on none.
@@ -53,10 +38,15 @@ async fn three_claims_one_a_node(test: &Test) -> Result<()> {
     let mut on = BTreeSet::new();
     for pod in &nodes {
         on.insert(test.running(pod).await?);
-        ensure!(test.exec(pod, &["cat", "/data/name"]).await?.trim() == pod);
+        // It is Ready once its container has started.
+        test.wait(&format!("{pod} has written its name"), PATIENCE, || async {
+            let written = test.exec(pod, &["cat", "/data/name"]).await.unwrap_or_default();
+            Ok((written.trim() == pod).then_some(()))
+        })
+        .await?;
     }
     ensure!(on.len() == 3, "one a node, but they are on {on:?}");
-    let failed = failed_placements(test).await?;
+    let failed = test.given_back().await?;
     ensure!(failed.is_empty(), "no placement may have failed: {failed:?}");
     Ok(())
 }
@@ -67,14 +57,16 @@ async fn jointly_too_large(test: &Test) -> Result<()> {
     let class = test.simple_class("a", 2).await?;
     test.claim(Claim::new("one", &class, "5500Mi")).await?;
     test.claim(Claim::new("two", &class, "5500Mi")).await?;
+    test.heard(&["one", "two"]).await?;
     test.pod(PodSpec::new("both").claim("one", false).claim("two", false))
         .await?;
     ensure!(test.running("both").await? == "node3", "only node3 has room for both");
-    let failed = failed_placements(test).await?;
+    let failed = test.given_back().await?;
     ensure!(failed.is_empty(), "never placed elsewhere: {failed:?}");
     // And a pod for which no node has room for both stays Pending with the reason.
     test.claim(Claim::new("three", &class, "6Gi")).await?;
     test.claim(Claim::new("four", &class, "6Gi")).await?;
+    test.heard(&["three", "four"]).await?;
     test.pod(PodSpec::new("none").claim("three", false).claim("four", false))
         .await?;
     test.said(

@@ -51,6 +51,7 @@ async fn preempt(test: &Test) -> Result<()> {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     test.claim(Claim::new("large", &class, "4500Mi")).await?;
+    test.heard(&["large"]).await?;
     let pod = most_of_the_processors(test, PodSpec::new("urgent").claim("large", false)).await?;
     test.pod(urgent(pod)).await?;
     let begun = Instant::now();
@@ -69,6 +70,7 @@ async fn preempt(test: &Test) -> Result<()> {
     );
     // One for which no node has room takes no processor from anybody, and says so.
     test.claim(Claim::new("huge", &class, "5Gi")).await?;
+    test.heard(&["huge"]).await?;
     let pod = most_of_the_processors(test, PodSpec::new("hopeless").claim("huge", false)).await?;
     test.pod(urgent(pod)).await?;
     let told = [
@@ -170,7 +172,14 @@ async fn deleted_while_scheduled(test: &Test) -> Result<()> {
         for node in ["node1", "node2", "node3"] {
             ensure!(test.free_on(node, &class).await? == 0, "{node} is not full");
         }
+        let mut volumes = Vec::new();
+        for name in &stays {
+            volumes.push(test.volume_of(name).await?.name_any());
+        }
         delete(test, &stays).await?;
+        for volume in volumes {
+            test.volume_gone(&volume).await?;
+        }
         for node in ["node1", "node2", "node3"] {
             test.published_free(&format!("{class}.{node}"), EXTENT).await?;
         }

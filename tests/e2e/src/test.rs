@@ -7,9 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod};
-use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::storage::v1::StorageClass;
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use kube::{Client, ResourceExt};
 use libtest_mimic::Trial;
@@ -49,7 +48,8 @@ pub struct Test {
     /// Its namespace; its classes begin with the same word.
     pub name: String,
     classes: Mutex<Vec<String>>,
-    begun: Timestamp,
+    /// When it began.
+    pub begun: Timestamp,
 }
 
 /// Makes a trial of a case.
@@ -319,58 +319,6 @@ impl Test {
             Ok(self.volumes().get_opt(volume).await?.is_none().then_some(()))
         })
         .await
-    }
-
-    /// What was said of an object: reason and note of each event.
-    ///
-    /// # Errors
-    /// The API server did not answer.
-    pub async fn said_of(&self, kind: &str, name: &str) -> Result<Vec<(String, String)>> {
-        let namespace = if matches!(kind, "Pod" | "PersistentVolumeClaim") {
-            &self.name
-        } else {
-            "default"
-        };
-        let events: Api<Event> = Api::namespaced(self.client(), namespace);
-        let list = events.list(&ListParams::default()).await?;
-        let of = |event: &Event| {
-            let regarding = event.regarding.clone().unwrap_or_default();
-            // Events outlive their objects: those of a former run are not meant.
-            let made = event.metadata.creation_timestamp.as_ref().map(|time| time.0);
-            let now = made.is_none_or(|made| made + SignedDuration::from_secs(2) > self.begun);
-            now && regarding.kind.as_deref() == Some(kind) && regarding.name.as_deref() == Some(name)
-        };
-        Ok(list
-            .items
-            .into_iter()
-            .filter(of)
-            .map(|event| (event.reason.unwrap_or_default(), event.note.unwrap_or_default()))
-            .collect())
-    }
-
-    /// Waits until an event of an object has all of these parts in its reason and note together.
-    ///
-    /// # Errors
-    /// It took more than a minute; the text has what was said instead.
-    pub async fn said(&self, kind: &str, name: &str, parts: &[&str]) -> Result<String> {
-        let found = self
-            .wait(
-                &format!("{kind} {name} told {parts:?}"),
-                Duration::from_secs(60),
-                || async {
-                    let events = self.said_of(kind, name).await?;
-                    let text = |(reason, note): (String, String)| format!("{reason}: {note}");
-                    Ok(events
-                        .into_iter()
-                        .map(text)
-                        .find(|text| parts.iter().all(|part| text.contains(part))))
-                },
-            )
-            .await;
-        match found {
-            Ok(text) => Ok(text),
-            Err(error) => Err(anyhow!("{error}; said was {:#?}", self.said_of(kind, name).await?)),
-        }
     }
 
     /// Asks again and again until there is an answer.

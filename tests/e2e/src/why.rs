@@ -67,6 +67,7 @@ async fn why_a_pod_fits_nowhere(test: &Test) -> Result<()> {
 /// With a claim in flight to node2; the size that is advised for node1.
 async fn in_flight(test: &Test, class: &str) -> Result<String> {
     test.claim(Claim::new("first", class, "4500Mi")).await?;
+    test.heard(&["first"]).await?;
     test.pod(PodSpec::new("first").claim("first", false)).await?;
     test.wait("the first claim is given to node2", PATIENCE, || async {
         let claim = test.claims().get("first").await?;
@@ -74,6 +75,7 @@ async fn in_flight(test: &Test, class: &str) -> Result<String> {
     })
     .await?;
     test.claim(Claim::new("second", class, "4500Mi")).await?;
+    test.heard(&["second"]).await?;
     test.pod(PodSpec::new("second").claim("second", false)).await?;
     let reason = format!("node(s) had not enough free local storage in volume group {class}");
     let counted = format!("0/3 nodes are available: 3 {reason}.");

@@ -27,6 +27,8 @@ const HOLDER: &str = "wrong-disk-holder";
 const SECOND_NAME: &str = "/dev/disk/by-id/wrong-disk-second-name";
 /// The group of an administrator.
 const BY_HAND: &str = "wrong-disk-by-hand";
+/// What a manager publishes of itself once it has looked into a disk since it started.
+const LOOKED: &str = "quarry_lvm_command_seconds_count{command=\"blkid\"";
 const MIB: u64 = 1 << 20;
 
 /// A disk that is offered, and what must be said of it.
@@ -136,12 +138,24 @@ async fn refuse(test: &Test) -> Result<()> {
     println!("   offered → all refused: {:.1} s", offered.elapsed().as_secs_f64());
     told(test, &class, &places).await?;
     // Everything is looked at once more, as after any change of a disk, and by managers that start anew.
+    let mut killed = Vec::new();
     for node in &nodes {
         node.run_ok(["udevadm", "trigger", "--subsystem-match=block", "--settle"])
             .await?;
-        node.run(["pkill", "-KILL", "-x", "quarry-manager"]).await?;
+        killed.push(manager(node).await?);
+        node.run_ok(["pkill", "-KILL", "-x", "quarry-manager"]).await?;
+    }
+    for ((node, name), before) in nodes.iter().zip(names).zip(killed) {
+        test.wait("another manager looks at the disks", PATIENCE, || async {
+            let now = manager(node).await.unwrap_or(before.clone());
+            let metrics = test.manager_metrics(name).await.unwrap_or_default();
+            let looked = metrics.contains(LOOKED);
+            Ok((now != before && looked).then_some(()))
+        })
+        .await?;
     }
     test.bed.rolled_out("quarry-manager").await?;
+    // What it finds out beside that is written by then.
     tokio::time::sleep(Duration::from_secs(3)).await;
     for (node, place) in names.iter().zip(&places) {
         all_refused(test, &class, node, &place.offered).await?;
@@ -160,6 +174,11 @@ async fn refuse(test: &Test) -> Result<()> {
         begun.elapsed().as_secs_f64()
     );
     Ok(())
+}
+
+/// The process of the manager on a node.
+async fn manager(node: &Node) -> Result<String> {
+    Ok(node.run_ok(["pgrep", "-x", "quarry-manager"]).await?)
 }
 
 /// Attaches everything, and makes some of the disks unfit in ways that take a node. A program holds one of them for as long

@@ -30,6 +30,8 @@ pub struct Load {
     /// The cluster, the namespace, the classes.
     pub test: Arc<Test>,
     book: Arc<Mutex<Book>>,
+    /// Held by whoever writes or proves raw volumes: one that is written while another proves it would seem to be old.
+    pub proving: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// The name of a node, counted from 0.
@@ -74,6 +76,7 @@ impl Load {
         Self {
             test,
             book: Arc::new(Mutex::new(book)),
+            proving: Arc::default(),
         }
     }
 

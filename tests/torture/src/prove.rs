@@ -43,6 +43,7 @@ pub fn learn(load: &Load, seen: &Snapshot) {
 /// # Errors
 /// The API server does not answer.
 pub async fn raw_volumes(load: &Load, written: bool) -> Result<()> {
+    let _alone = load.proving.lock().await;
     let volumes = load.test.volumes().list(&kube::api::ListParams::default()).await?.items;
     let todo: Vec<(u32, Claim)> = {
         let book = load.book();
