@@ -58,6 +58,8 @@ pub trait Disks: Send + Sync {
     /// Looks at each listed disk, in that order; what is not there is an answer too. Disks that are listed twice, or
     /// for two volume groups, are refused from the second time on.
     fn probe(&self, listings: Vec<Listing>, lvm: Arc<State>) -> BoxFuture<'_, Vec<Probed>>;
+    /// Whether udev is at work, so that a device which is there may not have all of its names yet.
+    fn names_are_coming(&self) -> BoxFuture<'_, bool>;
     /// A lasting path of every disk of a model.
     fn of_model(&self, model: String) -> BoxFuture<'_, Vec<String>>;
     /// What is wrong with a disk of a volume group, by reading a little of it; nothing where it answers as it should.

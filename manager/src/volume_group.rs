@@ -159,6 +159,9 @@ pub async fn pass(context: &Context) -> Result<Pass, GroupError> {
     let mut seen = BTreeSet::new();
     listings.retain(|listing| seen.insert((listing.path.clone(), listing.volume_group.clone())));
     let probed = look(context, &mut looked, &listings, &state).await;
+    // The kernel told of a disk before udev has named it: it is looked for again soon, not at the regular check.
+    let is_missing = |one: &Probed| matches!(one.disk.standing, DiskStanding::Missing { .. });
+    complete &= !(probed.iter().any(is_missing) && context.disks.names_are_coming().await);
     let failing = disk_faults::failing(context, &state).await;
     let mut views = BTreeMap::new();
     for name in &names {

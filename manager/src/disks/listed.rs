@@ -29,6 +29,11 @@ impl Disks for Prober {
         .boxed()
     }
 
+    fn names_are_coming(&self) -> BoxFuture<'_, bool> {
+        let queue = self.host.sysfs.udev_queue();
+        async move { tokio::fs::try_exists(queue).await.unwrap_or_default() }.boxed()
+    }
+
     fn of_model(&self, model: String) -> BoxFuture<'_, Vec<String>> {
         Self::of_model(self, model).boxed()
     }

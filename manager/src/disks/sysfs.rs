@@ -93,6 +93,11 @@ impl Sysfs {
         }
     }
 
+    /// What is there for as long as udev has events to handle (libudev, `udev_queue_get_queue_is_empty`).
+    pub(crate) fn udev_queue(&self) -> PathBuf {
+        self.udev.with_file_name("queue")
+    }
+
     fn directory(&self, number: (u32, u32)) -> PathBuf {
         directory(&self.sys, number)
     }

@@ -66,6 +66,9 @@ pub struct Said {
     pub stale: bool,
     /// How often it was looked at.
     pub looks: usize,
+    /// Whether nothing has its name, and whether udev is at work.
+    pub nameless: bool,
+    pub coming: bool,
 }
 
 impl Probe {
@@ -77,7 +80,23 @@ impl Probe {
 impl Disks for Probe {
     fn probe(&self, listings: Vec<Listing>, lvm: Arc<State>) -> BoxFuture<'_, Vec<Probed>> {
         self.lock().looks += 1;
+        let nameless = self.lock().nameless;
         let of = |listing: Listing| {
+            if nameless {
+                return Probed {
+                    disk: ListedDisk {
+                        path: listing.path,
+                        device: None,
+                        standing: DiskStanding::Missing {
+                            reason: "there is no such device".to_owned(),
+                        },
+                    },
+                    serial: None,
+                    model: None,
+                    rotational: None,
+                    size: None,
+                };
+            }
             let device = if listing.path == SECOND_DISK {
                 SECOND_DEVICE
             } else {
@@ -100,6 +119,10 @@ impl Disks for Probe {
             }
         };
         futures::future::ready(listings.into_iter().map(of).collect()).boxed()
+    }
+
+    fn names_are_coming(&self) -> BoxFuture<'_, bool> {
+        futures::future::ready(self.lock().coming).boxed()
     }
 
     fn of_model(&self, _: String) -> BoxFuture<'_, Vec<String>> {

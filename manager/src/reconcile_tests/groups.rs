@@ -9,6 +9,7 @@ use super::bench::*;
 use super::provisioning::tags;
 use crate::lvm::fake::Fault;
 use crate::lvm::{Lvm as _, State, VolumeRef};
+use crate::volume_group::Pass;
 
 const DEVICE: &str = "/dev/sda";
 const NODES: &str = "nodes";
@@ -69,6 +70,25 @@ async fn while_lvm_is_at_work_disks_of_a_group_are_looked_at_now_and_then() {
     bench.refresh().await;
     assert_eq!((looks().await, looks().await), (1, 1));
     removing.abort();
+}
+
+/// The kernel tells of a disk before udev has named it. While udev is at work a disk that is not there is looked for again
+/// soon; then it is as the regular check finds it.
+#[tokio::test]
+async fn a_disk_that_is_being_named_is_looked_for_again() {
+    let bench = Bench::new().await;
+    bench.lvm.by_hand(|state| state.groups.clear());
+    bench.refresh().await;
+    let says = |nameless, coming| {
+        let mut disks = bench.disks.lock();
+        (disks.nameless, disks.coming) = (nameless, coming);
+    };
+    says(true, true);
+    assert_eq!(bench.pass().await, Pass::Unfinished);
+    says(true, false);
+    assert_eq!(bench.pass().await, Pass::Complete, "nobody is about to name it");
+    says(false, true);
+    assert_eq!(bench.pass().await, Pass::Complete, "nothing is missing");
 }
 
 /// Two rows of one path are refused by the API server.
