@@ -65,22 +65,8 @@ async fn orphans(test: &Test) -> Result<()> {
         )
         .await?;
     println!("   {told}");
-    let message = test
-        .wait("the condition tells of it", PATIENCE, || async {
-            let conditions = test
-                .storages()
-                .get(&storage)
-                .await?
-                .status
-                .map(|status| status.conditions);
-            let orphans = conditions
-                .into_iter()
-                .flatten()
-                .find(|c| c.type_ == "OrphanVolumes" && c.status == "True");
-            Ok(orphans.map(|c| c.message))
-        })
-        .await?;
-    ensure!(message.contains(&lost) && !message.contains("by-hand"), "{message}");
+    let message = told_of(test, &storage, &lost).await?;
+    ensure!(!message.contains("by-hand"), "{message}");
     let metrics = test.manager_metrics("node1").await?;
     let line = format!("quarry_orphan_volumes{{vg=\"{class}\"}} 1");
     ensure!(metrics.contains(&line), "{line} is not in {metrics}");
@@ -102,10 +88,13 @@ async fn orphans(test: &Test) -> Result<()> {
             Ok(test.logical_volume("node1", &lost).await?.is_none().then_some(()))
         })
         .await;
+    // Longer than the grace period, from when it is seen to be one.
+    let seen = told_of(test, &storage, &held).await;
     tokio::time::sleep(Duration::from_secs(35)).await;
     let kept = test.logical_volume("node1", &held).await?.is_some();
     node.run_ok(["umount", "/run/held"]).await?;
     removed?;
+    seen?;
     ensure!(kept, "removed while it was mounted");
     test.wait("the other one too, once nobody has it open", PATIENCE, || async {
         Ok(test.logical_volume("node1", &held).await?.is_none().then_some(()))
@@ -117,4 +106,17 @@ async fn orphans(test: &Test) -> Result<()> {
     );
     node.run_ok(["lvremove", "-y", &format!("{class}/by-hand")]).await?;
     Ok(())
+}
+
+/// Waits until the condition of a NodeLocalStorage tells of an orphan; its message.
+async fn told_of(test: &Test, storage: &str, volume: &str) -> Result<String> {
+    test.wait(&format!("the condition tells of {volume}"), PATIENCE, || async {
+        let status = test.storages().get(storage).await?.status;
+        let conditions = status.map(|status| status.conditions).unwrap_or_default();
+        let orphans = conditions
+            .into_iter()
+            .find(|c| c.type_ == "OrphanVolumes" && c.status == "True");
+        Ok(orphans.map(|c| c.message).filter(|message| message.contains(volume)))
+    })
+    .await
 }
