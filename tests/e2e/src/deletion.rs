@@ -180,10 +180,12 @@ async fn busy_is_named_and_retried(test: &Test) -> Result<()> {
     on.run_ok(["mkdir", "-p", "/run/held"]).await?;
     on.run_ok(["mount", &format!("/dev/{class}/{volume}"), "/run/held"])
         .await?;
-    test.delete_claim("data").await?;
-    let told = test
-        .said("PersistentVolume", &volume, &["VolumeFailedDelete", &node, "/run/held"])
-        .await;
+    let told = async {
+        test.delete_claim("data").await?;
+        let parts = ["VolumeFailedDelete", &node, "/run/held"];
+        test.said("PersistentVolume", &volume, &parts).await
+    }
+    .await;
     let kept = test.logical_volume(&node, &volume).await?;
     on.run_ok(["umount", "/run/held"]).await?;
     told?;

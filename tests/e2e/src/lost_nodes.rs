@@ -94,6 +94,11 @@ async fn all_back(test: &Test) -> Result<()> {
 async fn claim_selected_to_a_lost_node(test: &Test) -> Result<()> {
     let class = test.simple_class("a", 0).await?;
     let result = while_selected(test, &class).await;
+    // Where it failed early, its manager is stopped.
+    let node = test.bed.node("node1")?;
+    if node.is_on() {
+        node.run(["pkill", "-CONT", "-x", "quarry-manager"]).await?;
+    }
     all_back(test).await?;
     result?;
     ensure!(
@@ -171,9 +176,12 @@ async fn node_lost_and_back(test: &Test) -> Result<()> {
         .await?;
     let extender = ["-n", NAMESPACE, "set", "env", "ds/quarry-extender"];
     let set = format!("{GRACE}=20s");
-    test.bed.kubectl(&[&extender[..], &[&set]].concat()).await?;
-    test.bed.rolled_out("quarry-extender").await?;
-    let result = while_lost(test).await;
+    let result = async {
+        test.bed.kubectl(&[&extender[..], &[&set]].concat()).await?;
+        test.bed.rolled_out("quarry-extender").await?;
+        while_lost(test).await
+    }
+    .await;
     let back = all_back(test).await;
     let unset = format!("{GRACE}-");
     test.bed.kubectl(&[&extender[..], &[&unset]].concat()).await?;
@@ -347,11 +355,14 @@ async fn new_node_with_the_start_up_taint(test: &Test) -> Result<()> {
         .await?;
     test.delete_pod("before").await?;
     let manager = ["-n", NAMESPACE, "set", "env", "ds/quarry-manager"];
-    test.bed
-        .kubectl(&[&manager[..], &["QUARRY_STARTUP_TAINT=true"]].concat())
-        .await?;
-    test.bed.rolled_out("quarry-manager").await?;
-    let result = joins_with_taint(test).await;
+    let result = async {
+        test.bed
+            .kubectl(&[&manager[..], &["QUARRY_STARTUP_TAINT=true"]].concat())
+            .await?;
+        test.bed.rolled_out("quarry-manager").await?;
+        joins_with_taint(test).await
+    }
+    .await;
     test.bed
         .kubectl(&[&manager[..], &["QUARRY_STARTUP_TAINT-"]].concat())
         .await?;

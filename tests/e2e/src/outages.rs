@@ -97,11 +97,9 @@ async fn node_killed_and_rebooted(test: &Test) -> Result<()> {
 async fn volumes_active(test: &Test, node: &str, count: usize) -> Result<Instant> {
     let node = test.bed.node(node)?;
     test.wait("the volumes are active", PATIENCE, || async {
-        // Nobody answers before the kernel is up.
-        let listed = node.run(["dmsetup", "ls"]).await.ok();
-        let devices = listed.map_or(0, |output| {
-            output.stdout.lines().filter(|line| line.contains("pvc")).count()
-        });
+        // Nobody answers before the kernel is up. udev makes the names by which kubelet finds them.
+        let listed = node.run(["sh", "-c", "ls -d /dev/*/pvc-*"]).await.ok();
+        let devices = listed.map_or(0, |output| output.stdout.lines().count());
         Ok((devices >= count).then(Instant::now))
     })
     .await
@@ -147,6 +145,26 @@ pub async fn away(test: &Test, name: &str, away: bool) -> Result<()> {
     .await
 }
 
+/// Does something while the pods of DaemonSets of ours are away, and lets them come back however it ends.
+///
+/// # Errors
+/// Those of what is done, or else of the DaemonSets.
+pub async fn while_away<T>(test: &Test, names: &[&str], done: impl Future<Output = Result<T>>) -> Result<T> {
+    let result = async {
+        for name in names {
+            away(test, name, true).await?;
+        }
+        done.await
+    }
+    .await;
+    let mut back = Ok(());
+    for name in names.iter().rev() {
+        back = back.and(away(test, name, false).await);
+    }
+    let value = result?;
+    back.map(|()| value)
+}
+
 /// With every part of Quarry stopped running pods go on, and a restarted pod mounts its volume again.
 async fn quarry_stopped(test: &Test) -> Result<()> {
     let class = test.simple_class("a", 0).await?;
@@ -155,12 +173,8 @@ async fn quarry_stopped(test: &Test) -> Result<()> {
     let node = test.running("before").await?;
     test.exec("before", &["sh", "-c", "echo kept > /data/file && sync"])
         .await?;
-    away(test, "quarry-manager", true).await?;
-    away(test, "quarry-extender", true).await?;
-    let result = while_stopped(test, &class, &node).await;
-    away(test, "quarry-extender", false).await?;
-    away(test, "quarry-manager", false).await?;
-    result?;
+    let names = ["quarry-manager", "quarry-extender"];
+    while_away(test, &names, while_stopped(test, &class, &node)).await?;
     // What was asked for meanwhile is served now.
     test.running("new").await?;
     Ok(())

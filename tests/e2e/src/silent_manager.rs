@@ -24,8 +24,10 @@ const METRICS: &str = "http://127.0.0.1:9898/metrics";
 
 async fn silent_manager(test: &Test) -> Result<()> {
     let class = test.simple_class("a", 0).await?;
-    set(test, true).await?;
-    let result = while_silent(test, &class).await;
+    let result = match set(test, true).await {
+        Ok(()) => while_silent(test, &class).await,
+        Err(error) => Err(error),
+    };
     let node = test.bed.node("node2")?;
     // Whoever failed above may have left it stopped.
     let resumed = node.run(["pkill", "-CONT", "-x", "quarry-manager"]).await;

@@ -38,8 +38,11 @@ macro_rules! case {
 /// How long a pod may take to run: mkfs and image start included, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How long a case may take at most.
+/// How long a case may take at most. Then its next wait fails, so that what it has changed is changed back.
 const LONGEST: Duration = Duration::from_secs(600);
+
+/// How long it may take after that, at most.
+const CHANGING_BACK: Duration = Duration::from_secs(300);
 
 /// A test at work.
 pub struct Test {
@@ -50,6 +53,8 @@ pub struct Test {
     classes: Mutex<Vec<String>>,
     /// When it began.
     pub begun: Timestamp,
+    /// When it has taken too long.
+    until: Mutex<Option<Instant>>,
 }
 
 /// Makes a trial of a case.
@@ -76,6 +81,7 @@ impl Test {
             name: name.to_owned(),
             classes: Mutex::default(),
             begun: Timestamp::now(),
+            until: Mutex::default(),
         }
     }
 
@@ -91,8 +97,10 @@ impl Test {
         }
         let begun = Instant::now();
         self.begin().await?;
-        let ended = tokio::time::timeout(LONGEST, body(self)).await;
-        let result = ended.unwrap_or_else(|_| Err(anyhow!("given up after {} s", LONGEST.as_secs())));
+        self.within(Some(LONGEST));
+        let ended = tokio::time::timeout(LONGEST + CHANGING_BACK, body(self)).await;
+        self.within(None);
+        let result = ended.unwrap_or_else(|_| Err(anyhow!("given up, and not all may be as it was")));
         // Where it is, each further request would wait for a minute.
         if let (Err(error), Some(lost)) = (&result, lost()) {
             bail!("{lost}: {error:#}");
@@ -107,6 +115,22 @@ impl Test {
         let cleaned = self.end().await;
         println!("   {} took {:.1} s", self.name, begun.elapsed().as_secs_f64());
         result.with_context(|| told).and(cleaned)
+    }
+
+    /// From now on it may take so long.
+    fn within(&self, time: Option<Duration>) {
+        let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        *until = time.map(|time| Instant::now() + time);
+    }
+
+    /// Fails where the case has taken too long; once, for what follows changes back what it has changed.
+    fn in_time(&self) -> Result<()> {
+        let until = *self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        if until.is_some_and(|until| until < Instant::now()) {
+            self.within(None);
+            bail!("given up after {} s", LONGEST.as_secs());
+        }
+        Ok(())
     }
 
     /// Makes the namespace; nothing of a former run is left.
@@ -323,6 +347,8 @@ impl Test {
 
     /// Asks again and again until there is an answer.
     ///
+    /// Where the API server is busy, or a connection ended, it is asked again.
+    ///
     /// # Errors
     /// There was none in that time, or asking failed.
     pub async fn wait<T, F>(&self, what: &str, patience: Duration, mut ask: impl FnMut() -> F) -> Result<T>
@@ -331,11 +357,15 @@ impl Test {
     {
         let deadline = Instant::now() + patience;
         loop {
-            if let Some(answer) = ask().await.with_context(|| format!("waiting for: {what}"))? {
-                return Ok(answer);
-            }
-            if Instant::now() > deadline {
-                bail!("waited {} s in vain for: {what}", patience.as_secs());
+            self.in_time().with_context(|| format!("waiting for: {what}"))?;
+            let asked = ask().await;
+            let late = Instant::now() > deadline;
+            match asked {
+                Ok(Some(answer)) => return Ok(answer),
+                Ok(None) if late => bail!("waited {} s in vain for: {what}", patience.as_secs()),
+                Err(error) if !late && passes(&error) => println!("   asking again for {what}: {error:#}"),
+                Err(error) => return Err(error.context(format!("waiting for: {what}"))),
+                Ok(None) => {}
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
@@ -458,6 +488,18 @@ impl Test {
         }
         Ok(())
     }
+}
+
+/// Whether a request failed for something that passes by itself.
+fn passes(error: &anyhow::Error) -> bool {
+    let busy = |error: &kube::Error| match error {
+        kube::Error::Api(status) => status.code == 429 || status.code >= 500,
+        kube::Error::HyperError(_) | kube::Error::Service(_) => true,
+        _ => false,
+    };
+    error
+        .chain()
+        .any(|cause| cause.downcast_ref::<kube::Error>().is_some_and(busy))
 }
 
 fn of_class(volume: &PersistentVolume) -> Option<&str> {

@@ -28,16 +28,20 @@ const SECOND: &str = "quarry-manager-second";
 /// A second manager waits, does nothing, and says so; when the first is gone it takes over.
 async fn two_managers_on_a_node(test: &Test) -> Result<()> {
     let result = second_waits(test).await;
+    let gone = second_goes(test).await;
+    away(test, "quarry-manager", false).await?;
+    result.and(gone)
+}
+
+async fn second_goes(test: &Test) -> Result<()> {
     let sets: Api<DaemonSet> = Api::namespaced(test.client(), NAMESPACE);
     if sets.get_opt(SECOND).await?.is_some() {
         sets.delete(SECOND, &DeleteParams::foreground()).await?;
-        test.wait("the second manager is gone", Duration::from_secs(200), || async {
-            Ok(sets.get_opt(SECOND).await?.is_none().then_some(()))
-        })
-        .await?;
     }
-    away(test, "quarry-manager", false).await?;
-    result
+    test.wait("the second manager is gone", Duration::from_secs(200), || async {
+        Ok(sets.get_opt(SECOND).await?.is_none().then_some(()))
+    })
+    .await
 }
 
 async fn second_waits(test: &Test) -> Result<()> {
@@ -185,8 +189,10 @@ async fn uninstalled_with_volumes_left(test: &Test) -> Result<()> {
     .await?;
     let groups = test.lvm("node1", "vgs", "vg_name,vg_uuid").await?;
     let volumes = test.lvm("node1", "lvs", "lv_name,lv_uuid,lv_tags").await?;
-    test.bed.uninstall().await?;
-    let result = while_uninstalled(test, &freed).await;
+    let result = match test.bed.uninstall().await {
+        Ok(()) => while_uninstalled(test, &freed).await,
+        Err(error) => Err(error),
+    };
     let same = async {
         ensure!(
             test.lvm("node1", "vgs", "vg_name,vg_uuid").await? == groups,

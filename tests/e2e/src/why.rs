@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::case;
 use crate::objects::{Claim, PodSpec};
-use crate::outages::away;
+use crate::outages::while_away;
 use crate::test::{Case, PATIENCE, Test};
 
 /// The cases.
@@ -50,10 +50,7 @@ fn node<'a>(why: &'a Value, name: &str) -> Result<&'a Value> {
 async fn why_a_pod_fits_nowhere(test: &Test) -> Result<()> {
     // 4076, 5100 and 3052 MiB. Without a manager, what is given to a node stays in flight.
     let class = test.simple_class("a", 0).await?;
-    away(test, "quarry-manager", true).await?;
-    let result = in_flight(test, &class).await;
-    away(test, "quarry-manager", false).await?;
-    let most = result?;
+    let most = while_away(test, &["quarry-manager"], in_flight(test, &class)).await?;
     // Doing what is advised helps.
     test.claim(Claim::new("third", &class, &most)).await?;
     test.pod(PodSpec::new("third").claim("third", false)).await?;
@@ -196,12 +193,20 @@ async fn why_with_the_rights_of_a_user(test: &Test) -> Result<()> {
 async fn with_rights(test: &Test, kubeconfig: &str) -> Result<()> {
     let ask = ["quarry", "why", "web", "-n", &test.name, "--kubeconfig", kubeconfig];
     let account = format!("--serviceaccount={}:user", test.name);
-    let forbidden = |what: &'static str| async move {
-        let (succeeded, _, error) = test.bed.kubectl_any(&ask).await?;
-        ensure!(!succeeded, "without the right to read {what}");
-        has(&error, &["error: you may not read", what, "quarry-view"])
+    // kube-apiserver hears of a right some time after it is given.
+    let forbidden = async |whats: &[&str]| {
+        let error = test
+            .wait(&format!("one of {whats:?} may not be read"), PATIENCE, || async {
+                let (succeeded, _, error) = test.bed.kubectl_any(&ask).await?;
+                ensure!(!succeeded, "without the right to read {whats:?}");
+                let told = |what: &&str| error.contains(&format!("may not read {what}"));
+                Ok(whats.iter().any(told).then_some(error))
+            })
+            .await?;
+        println!("   {}", error.trim());
+        has(&error, &["error: you may not read", "quarry-view"])
     };
-    forbidden("pods").await?;
+    forbidden(&["pods"]).await?;
     let binding = [
         "create",
         "rolebinding",
@@ -212,9 +217,8 @@ async fn with_rights(test: &Test, kubeconfig: &str) -> Result<()> {
         &test.name,
     ];
     test.bed.kubectl(&binding).await?;
-    forbidden("nodelocalstorages")
-        .await
-        .or(forbidden("storageclasses").await)?;
+    // They are read side by side.
+    forbidden(&["nodelocalstorages", "storageclasses", "persistentvolumes", "nodes"]).await?;
     let name = format!("{}-view", test.name);
     let binding = [
         "create",
@@ -224,8 +228,12 @@ async fn with_rights(test: &Test, kubeconfig: &str) -> Result<()> {
         &account,
     ];
     test.bed.kubectl(&binding).await?;
-    let (succeeded, text, error) = test.bed.kubectl_any(&ask).await?;
-    ensure!(succeeded, "{error}");
+    let text = test
+        .wait("all may be read", PATIENCE, || async {
+            let (succeeded, text, _) = test.bed.kubectl_any(&ask).await?;
+            Ok(succeeded.then_some(text))
+        })
+        .await?;
     has(&text, &["fits on none of 3 nodes", "comes nearest"])?;
     ensure!(!text.contains("you may list claims"), "{text}");
     Ok(())

@@ -24,18 +24,18 @@ const SETTING: &str = "QUARRY_STORAGE_CAPACITY";
 
 async fn without_the_extender(test: &Test) -> Result<()> {
     let result = with_capacity(test).await;
-    // The CSIDriver goes first: while it is there, a node without such an object counts as full.
+    // Each step is taken, whatever comes of the others. The CSIDriver goes first: while it is there, a node without such an
+    // object counts as full.
+    let mut restored = Ok(());
     for file in FILES.into_iter().rev() {
-        test.bed
-            .kubectl(&["delete", "--ignore-not-found", "-f", &path(file)])
-            .await?;
+        let delete = ["delete", "--ignore-not-found", "-f", &path(file)];
+        restored = restored.and(test.bed.kubectl(&delete).await.map(drop));
     }
-    test.bed.manager_settings(&[(SETTING, None)]).await?;
-    test.bed.cluster.stock_scheduler(false).await?;
-    capacities(test)
-        .delete_collection(&DeleteParams::default(), &ListParams::default())
-        .await?;
-    result
+    restored = restored.and(test.bed.manager_settings(&[(SETTING, None)]).await);
+    restored = restored.and(test.bed.cluster.stock_scheduler(false).await.map_err(Into::into));
+    let (delete, all) = (DeleteParams::default(), ListParams::default());
+    let deleted = capacities(test).delete_collection(&delete, &all).await;
+    result.and(restored).and(deleted.map(drop).map_err(Into::into))
 }
 
 fn path(file: &str) -> String {
