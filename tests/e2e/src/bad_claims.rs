@@ -153,12 +153,8 @@ async fn bad_claims_are_told(test: &Test) -> Result<()> {
     test.ready(&xfs, 3).await?;
     let before = Held::by_nodes(test).await?;
     let claims = unservable(&ext4, &xfs);
-    for (_, claim, _) in &claims {
+    for (name, claim, _) in &claims {
         test.claim(claim.clone()).await?;
-    }
-    test.heard(&claims.iter().map(|(name, ..)| *name).collect::<Vec<_>>())
-        .await?;
-    for (name, ..) in &claims {
         test.pod(PodSpec::new(name).claim(name, false)).await?;
     }
     for (name, claim, told) in refused_by_kubernetes(&ext4) {
@@ -274,9 +270,6 @@ async fn bad_sizes_beyond_every_node(test: &Test) -> Result<()> {
     ];
     for (name, size, _) in sizes {
         test.claim(Claim::new(name, &class, size)).await?;
-    }
-    test.heard(&sizes.map(|(name, ..)| name)).await?;
-    for (name, ..) in sizes {
         test.pod(PodSpec::new(name).claim(name, false)).await?;
     }
     for (name, _, told) in sizes {

@@ -163,7 +163,6 @@ async fn unreadable(test: &Test, class: &str) -> Result<()> {
         .await?;
     println!("   {told}");
     test.claim(Claim::new("waits", class, "100Mi")).await?;
-    test.heard(&["waits"]).await?;
     test.pod(PodSpec::new("waits").claim("waits", false)).await?;
     test.said("Pod", "waits", &["FailedScheduling", "not ready"]).await?;
     rules(test, "node1", "").await?;

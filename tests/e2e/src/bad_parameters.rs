@@ -247,7 +247,6 @@ async fn bad_classes_make_nothing(test: &Test) -> Result<()> {
     }
     // The name of a class is that of its volume group where no other is given.
     let long = test.class(right(&test.class_name(&"x".repeat(50)))).await?;
-    test.heard(&["ntfs"]).await?;
     test.pod(PodSpec::new("user").claim("ntfs", false)).await?;
     for mistake in &mistakes {
         let name = test.class_name(mistake.what);

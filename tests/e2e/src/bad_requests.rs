@@ -2,14 +2,49 @@
 
 use anyhow::{Context, Result, ensure};
 use quarry_bed::Node;
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::case;
-use crate::extender::ask;
 use crate::test::{Case, Test};
 
 /// The cases.
 pub const CASES: &[Case] = &[case!(bad_requests_are_answered_in_json)];
+
+/// The port of the extender for kube-scheduler.
+const PORT: u16 = 9899;
+/// What is written at a time.
+const CHUNK: usize = 1 << 20;
+
+/// An answer: status and body.
+type Answer = (u16, Value);
+
+/// Sends a request to the extender of a node.
+async fn ask(node: &Node, line: &str, body: &[u8]) -> Result<Answer> {
+    let mut stream = node.connect(PORT).await?;
+    let head = format!(
+        "{line} HTTP/1.1\r\nHost: quarry\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await?;
+    for part in body.chunks(CHUNK) {
+        // The extender may have refused the rest.
+        if stream.write_all(part).await.is_err() {
+            break;
+        }
+    }
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .with_context(|| format!("no answer of HTTP: {answer:?}"))?;
+    let status = head.split_whitespace().nth(1).context("no status")?.parse()?;
+    Ok((
+        status,
+        serde_json::from_str(body).with_context(|| format!("not JSON: {answer}"))?,
+    ))
+}
 
 /// Makes sure that the extender of a node still decides, in the process that it had before.
 async fn decides(node: &Node) -> Result<String> {

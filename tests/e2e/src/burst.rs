@@ -92,32 +92,19 @@ async fn a_burst_fills_every_node_exactly(test: &Test) -> Result<()> {
     strictly(test, &burst).await.map(drop)
 }
 
-/// [`fill_exactly`] with schedulers that place nothing without asking; the second one runs where the burst asks for it.
+/// [`fill_exactly`] with a kube-scheduler that places nothing without asking.
 ///
 /// # Errors
 /// The same.
 pub async fn strictly(test: &Test, burst: &Burst) -> Result<Filled> {
-    // Else kube-scheduler places pods without asking while the extender is away or has not heard of their claims, which no
-    // extender can make right.
+    // Else kube-scheduler places pods without asking while the extender is away, which no extender can make right.
     let shipped = std::fs::read_to_string(repository().join("deploy/scheduler/kube-scheduler-config.yaml"))?;
     let strict = shipped.replace("ignorable: true", "ignorable: false");
     ensure!(strict != shipped, "the configuration does not say ignorable: true");
-    let cluster = &test.bed.cluster;
-    cluster.configure_scheduler(Some(&strict)).await?;
-    let result = with_its_schedulers(test, burst).await;
-    cluster.configure_scheduler(None).await?;
-    test.bed.rolled_out("quarry-extender").await?;
-    result
-}
-
-async fn with_its_schedulers(test: &Test, burst: &Burst) -> Result<Filled> {
-    if !burst.schedulers.contains(&SECOND_SCHEDULER) {
-        return fill_exactly(test, burst).await;
-    }
-    // It reads the configuration that the first one has now.
-    test.bed.cluster.start(Process::SecondScheduler).await?;
+    test.bed.cluster.configure_scheduler(Some(&strict)).await?;
     let result = fill_exactly(test, burst).await;
-    test.bed.cluster.stop(Process::SecondScheduler).await?;
+    test.bed.cluster.configure_scheduler(None).await?;
+    test.bed.rolled_out("quarry-extender").await?;
     result
 }
 
@@ -129,7 +116,10 @@ async fn two_schedulers_share_one_extender(test: &Test) -> Result<()> {
         meanwhile: Meanwhile::Nothing,
         run: true,
     };
-    strictly(test, &burst).await.map(drop)
+    test.bed.cluster.start(Process::SecondScheduler).await?;
+    let result = fill_exactly(test, &burst).await;
+    test.bed.cluster.stop(Process::SecondScheduler).await?;
+    result.map(drop)
 }
 
 async fn a_scheduler_killed_in_a_burst(test: &Test) -> Result<()> {
@@ -140,7 +130,7 @@ async fn a_scheduler_killed_in_a_burst(test: &Test) -> Result<()> {
         meanwhile: Meanwhile::SchedulerIsKilled,
         run: true,
     };
-    strictly(test, &burst).await.map(drop)
+    fill_exactly(test, &burst).await.map(drop)
 }
 
 /// Makes room for exactly the pods of a burst, lets them arrive, and expects every one to be placed at the first attempt and

@@ -60,11 +60,10 @@ async fn refused_then_elsewhere(test: &Test, node: &str, class: &str, fill: &[&s
     let bed = &test.bed;
     // The scheduler decides on what is published, so what is published must be outdated when it decides: the manager's
     // processes are stopped for that moment.
-    test.claim(Claim::new("data", class, "3Gi")).await?;
-    test.heard(&["data"]).await?;
     let manager = manager_process(test, node).await?;
     bed.node(node)?.run_ok(["kill", "-STOP", &manager]).await?;
     let filled = bed.node(node)?.run_ok(fill.iter().copied()).await;
+    test.claim(Claim::new("data", class, "3Gi")).await?;
     test.pod(PodSpec::new("user").claim("data", false)).await?;
     let selected = test
         .wait("the scheduler chose a node", PATIENCE, || async {

@@ -4,7 +4,6 @@ use anyhow::{Context, Result, ensure};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams};
 use quarry_crds::Bytes;
-use quarry_crds::claim::is_bound;
 
 use crate::case;
 use crate::objects::{Claim, Class, PodSpec};
@@ -142,25 +141,12 @@ async fn claim_deleted_while_pending(test: &Test) -> Result<()> {
         test.pods().delete(&name, &force).await?;
         test.claims().delete(&name, &DeleteParams::default()).await?;
     }
-    test.wait("the claims are gone", PATIENCE, || async {
-        Ok(test
-            .claims()
-            .list(&Default::default())
-            .await?
-            .items
-            .is_empty()
-            .then_some(()))
-    })
-    .await?;
+    test.claims_gone().await?;
     // What a manager had begun for the last of them is done before this is.
     for node in ["node1", "node2", "node3"] {
         test.claim(Claim::new(node, &class, "1Gi").block().selected(node))
             .await?;
-        test.wait("a claim after them is bound", PATIENCE, || async {
-            Ok(is_bound(&test.claims().get(node).await?).then_some(()))
-        })
-        .await?;
-        let volume = test.volume_of(node).await?.name_any();
+        let volume = test.bound(node).await?;
         test.delete_claim(node).await?;
         test.volume_gone(&volume).await?;
     }
@@ -206,12 +192,7 @@ async fn many_go_at_once(test: &Test) -> Result<()> {
     }
     let mut volumes = Vec::new();
     for at in 0..MANY {
-        let claim = format!("data{at}");
-        let bound = || async {
-            let claim = test.claims().get(&claim).await?;
-            Ok(claim.spec.and_then(|spec| spec.volume_name))
-        };
-        volumes.push(test.wait(&format!("{claim} bound"), PATIENCE, bound).await?);
+        volumes.push(test.bound(&format!("data{at}")).await?);
     }
     let on = test.bed.node("node1")?;
     let held = format!("/dev/{class}/{}", volumes[0]);

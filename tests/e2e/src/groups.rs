@@ -39,18 +39,11 @@ async fn several_disks_one_group(test: &Test) -> Result<()> {
     let class = test
         .class(Class::new(&test.class_name("a"), &[("node1", disks)]))
         .await?;
-    test.ready(&class, 1).await?;
-    // It may be ready with one of them, where the other is not yet seen to be blank.
-    let status = test
-        .wait("both disks are taken", PATIENCE, || async {
-            let storage = test.storages().get(&format!("{class}.node1")).await?;
-            let status = storage.status.context("no status")?;
-            let claimed = status.disks.iter().filter(|disk| disk.phase == "Claimed").count();
-            Ok((claimed == 2).then_some(status))
-        })
-        .await?;
+    let storage = test.ready(&class, 1).await?.remove(0);
+    ensure!(disk_count(test, "node1", &class).await? == "2");
+    let status = storage.status.context("no status")?;
     ensure!(
-        disk_count(test, "node1", &class).await? == "2" && status.disks.len() == 2,
+        status.disks.iter().all(|disk| disk.phase == "Claimed"),
         "{:?}",
         status.disks
     );

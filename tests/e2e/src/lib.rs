@@ -14,7 +14,6 @@ pub mod capacity;
 pub mod certificates;
 pub mod deletion;
 pub mod device_faults;
-pub mod extender;
 pub mod fixtures;
 pub mod groups;
 pub mod halves;

@@ -97,9 +97,11 @@ async fn node_killed_and_rebooted(test: &Test) -> Result<()> {
 async fn volumes_active(test: &Test, node: &str, count: usize) -> Result<Instant> {
     let node = test.bed.node(node)?;
     test.wait("the volumes are active", PATIENCE, || async {
-        // Nobody answers before the kernel is up. udev makes the names by which kubelet finds them.
-        let listed = node.run(["sh", "-c", "ls -d /dev/*/pvc-*"]).await.ok();
-        let devices = listed.map_or(0, |output| output.stdout.lines().count());
+        // Nobody answers before the kernel is up.
+        let listed = node.run(["dmsetup", "ls"]).await.ok();
+        let devices = listed.map_or(0, |output| {
+            output.stdout.lines().filter(|line| line.contains("pvc")).count()
+        });
         Ok((devices >= count).then(Instant::now))
     })
     .await

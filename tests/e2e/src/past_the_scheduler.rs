@@ -133,16 +133,7 @@ async fn daemon_set_with_an_ephemeral_volume(test: &Test, class: &str) -> Result
     ];
     println!("   DaemonSet: {}", test.said("Pod", &waits, &told).await?);
     remove(test, "each").await?;
-    test.wait("its claims are gone", PATIENCE, || async {
-        Ok(test
-            .claims()
-            .list(&ListParams::default())
-            .await?
-            .items
-            .is_empty()
-            .then_some(()))
-    })
-    .await
+    test.claims_gone().await
 }
 
 /// One claim for all of its pods: the volume is on one node, and only the pod of that node runs.

@@ -57,7 +57,6 @@ async fn jointly_too_large(test: &Test) -> Result<()> {
     let class = test.simple_class("a", 2).await?;
     test.claim(Claim::new("one", &class, "5500Mi")).await?;
     test.claim(Claim::new("two", &class, "5500Mi")).await?;
-    test.heard(&["one", "two"]).await?;
     test.pod(PodSpec::new("both").claim("one", false).claim("two", false))
         .await?;
     ensure!(test.running("both").await? == "node3", "only node3 has room for both");
@@ -66,7 +65,6 @@ async fn jointly_too_large(test: &Test) -> Result<()> {
     // And a pod for which no node has room for both stays Pending with the reason.
     test.claim(Claim::new("three", &class, "6Gi")).await?;
     test.claim(Claim::new("four", &class, "6Gi")).await?;
-    test.heard(&["three", "four"]).await?;
     test.pod(PodSpec::new("none").claim("three", false).claim("four", false))
         .await?;
     test.said(

@@ -9,6 +9,7 @@ use k8s_openapi::api::scheduling::v1::PriorityClass;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, ResourceExt};
 use quarry_crds::claim::selected_node;
+use quarry_crds::persistent_volume::ours;
 use serde_json::json;
 
 use crate::burst::all_placed;
@@ -22,6 +23,8 @@ pub const CASES: &[Case] = &[
     case!(deleted_while_scheduled),
 ];
 
+/// Within this time a volume is removed and its room published.
+const PUBLISHED: Duration = Duration::from_secs(30);
 /// Bytes of an extent.
 const EXTENT: u64 = 4 << 20;
 /// The class of pods for which others go.
@@ -51,7 +54,6 @@ async fn preempt(test: &Test) -> Result<()> {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     test.claim(Claim::new("large", &class, "4500Mi")).await?;
-    test.heard(&["large"]).await?;
     let pod = most_of_the_processors(test, PodSpec::new("urgent").claim("large", false)).await?;
     test.pod(urgent(pod)).await?;
     let begun = Instant::now();
@@ -70,7 +72,6 @@ async fn preempt(test: &Test) -> Result<()> {
     );
     // One for which no node has room takes no processor from anybody, and says so.
     test.claim(Claim::new("huge", &class, "5Gi")).await?;
-    test.heard(&["huge"]).await?;
     let pod = most_of_the_processors(test, PodSpec::new("hopeless").claim("huge", false)).await?;
     test.pod(urgent(pod)).await?;
     let told = [
@@ -174,14 +175,19 @@ async fn deleted_while_scheduled(test: &Test) -> Result<()> {
         }
         let mut volumes = Vec::new();
         for name in &stays {
-            volumes.push(test.volume_of(name).await?.name_any());
+            let volume = test.volume_of(name).await?;
+            let node = ours(&volume).context("a volume without a node")?.node;
+            volumes.push((node, volume.name_any()));
         }
         delete(test, &stays).await?;
-        for volume in volumes {
-            test.volume_gone(&volume).await?;
-        }
-        for node in ["node1", "node2", "node3"] {
-            test.published_free(&format!("{class}.{node}"), EXTENT).await?;
+        for (node, volume) in volumes {
+            // What was published before they came is the same: they are gone first.
+            let again = async {
+                test.volume_gone(&volume).await?;
+                test.published_free(&format!("{class}.{node}"), EXTENT).await
+            };
+            let again = tokio::time::timeout(PUBLISHED, again).await;
+            again.with_context(|| format!("{volume} on {node} was to go within {PUBLISHED:?}"))??;
         }
     }
     Ok(())

@@ -97,10 +97,14 @@ impl Test {
         }
         let begun = Instant::now();
         self.begin().await?;
+        let limit = Instant::now() + LONGEST;
         self.within(Some(LONGEST));
         let ended = tokio::time::timeout(LONGEST + CHANGING_BACK, body(self)).await;
         self.within(None);
-        let result = ended.unwrap_or_else(|_| Err(anyhow!("given up, and not all may be as it was")));
+        let mut result = ended.unwrap_or_else(|_| Err(anyhow!("given up, and not all may be as it was")));
+        if result.is_ok() && Instant::now() > limit {
+            result = Err(anyhow!("it took more than {} s", LONGEST.as_secs()));
+        }
         // Where it is, each further request would wait for a minute.
         if let (Err(error), Some(lost)) = (&result, lost()) {
             bail!("{lost}: {error:#}");
@@ -334,6 +338,30 @@ impl Test {
         Ok(self.volumes().get(&name).await?)
     }
 
+    /// Waits until a claim is bound; the name of its volume.
+    ///
+    /// # Errors
+    /// It took too long.
+    pub async fn bound(&self, claim: &str) -> Result<String> {
+        self.wait(&format!("{claim} bound"), PATIENCE, || async {
+            let claim = self.claims().get(claim).await?;
+            Ok(claim.spec.and_then(|spec| spec.volume_name))
+        })
+        .await
+    }
+
+    /// Waits until no claim of the test is left.
+    ///
+    /// # Errors
+    /// It took too long.
+    pub async fn claims_gone(&self) -> Result<()> {
+        self.wait("the claims are gone", PATIENCE, || async {
+            let left = self.claims().list(&ListParams::default()).await?.items;
+            Ok(left.is_empty().then_some(()))
+        })
+        .await
+    }
+
     /// Waits until a volume is gone.
     ///
     /// # Errors
@@ -347,8 +375,6 @@ impl Test {
 
     /// Asks again and again until there is an answer.
     ///
-    /// Where the API server is busy, or a connection ended, it is asked again.
-    ///
     /// # Errors
     /// There was none in that time, or asking failed.
     pub async fn wait<T, F>(&self, what: &str, patience: Duration, mut ask: impl FnMut() -> F) -> Result<T>
@@ -358,14 +384,11 @@ impl Test {
         let deadline = Instant::now() + patience;
         loop {
             self.in_time().with_context(|| format!("waiting for: {what}"))?;
-            let asked = ask().await;
-            let late = Instant::now() > deadline;
-            match asked {
-                Ok(Some(answer)) => return Ok(answer),
-                Ok(None) if late => bail!("waited {} s in vain for: {what}", patience.as_secs()),
-                Err(error) if !late && passes(&error) => println!("   asking again for {what}: {error:#}"),
-                Err(error) => return Err(error.context(format!("waiting for: {what}"))),
-                Ok(None) => {}
+            if let Some(answer) = ask().await.with_context(|| format!("waiting for: {what}"))? {
+                return Ok(answer);
+            }
+            if Instant::now() > deadline {
+                bail!("waited {} s in vain for: {what}", patience.as_secs());
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
@@ -488,18 +511,6 @@ impl Test {
         }
         Ok(())
     }
-}
-
-/// Whether a request failed for something that passes by itself.
-fn passes(error: &anyhow::Error) -> bool {
-    let busy = |error: &kube::Error| match error {
-        kube::Error::Api(status) => status.code == 429 || status.code >= 500,
-        kube::Error::HyperError(_) | kube::Error::Service(_) => true,
-        _ => false,
-    };
-    error
-        .chain()
-        .any(|cause| cause.downcast_ref::<kube::Error>().is_some_and(busy))
 }
 
 fn of_class(volume: &PersistentVolume) -> Option<&str> {

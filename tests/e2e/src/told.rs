@@ -1,4 +1,4 @@
-//! What was said of objects, in events and conditions.
+//! What was said of objects, in events.
 
 use std::time::Duration;
 
@@ -12,8 +12,7 @@ use quarry_crds::names::EVENT_COMPONENT;
 use crate::test::Test;
 
 impl Test {
-    /// What was said of an object: reason and note of each event. Of a pod that is not placed also why, as its condition
-    /// has it: kube-scheduler's client counts an event up under its old text where a pod has changed no more.
+    /// What was said of an object: reason and note of each event.
     ///
     /// # Errors
     /// The API server did not answer.
@@ -32,28 +31,12 @@ impl Test {
             let now = made.is_none_or(|made| made + SignedDuration::from_secs(2) > self.begun);
             now && regarding.kind.as_deref() == Some(kind) && regarding.name.as_deref() == Some(name)
         };
-        let mut said: Vec<_> = list
+        Ok(list
             .items
             .into_iter()
             .filter(of)
             .map(|event| (event.reason.unwrap_or_default(), event.note.unwrap_or_default()))
-            .collect();
-        if kind == "Pod" {
-            said.extend(self.not_placed(name).await?);
-        }
-        Ok(said)
-    }
-
-    /// Why a pod is not placed, as an event would say it.
-    async fn not_placed(&self, pod: &str) -> Result<Option<(String, String)>> {
-        let status = self.pods().get_opt(pod).await?.and_then(|pod| pod.status);
-        let conditions = status.and_then(|status| status.conditions).unwrap_or_default();
-        let not_placed = conditions
-            .into_iter()
-            .find(|c| c.type_ == "PodScheduled" && c.status == "False");
-        Ok(not_placed
-            .and_then(|condition| condition.message)
-            .map(|message| ("FailedScheduling".to_owned(), message)))
+            .collect())
     }
 
     /// Waits until an event of an object has all of these parts in its reason and note together.
