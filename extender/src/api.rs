@@ -11,17 +11,13 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 /// `ExtenderArgs`: a pod, and the nodes that it may go to so far.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[derive(Debug)]
 pub struct ExtenderArgs<'a> {
     /// The pod.
-    #[serde(borrow)]
     pub pod: Pod<'a>,
     /// The nodes as objects, where the scheduler is configured with `nodeCacheCapable: false`.
-    #[serde(borrow, default)]
     pub nodes: Option<NodeList<'a>>,
     /// The nodes by name, where it is configured with `nodeCacheCapable: true`.
-    #[serde(borrow, default)]
     pub node_names: Option<Names<'a>>,
 }
 
@@ -235,8 +231,33 @@ impl<'a> ExtenderArgs<'a> {
     }
 }
 
+impl<'de: 'a, 'a> Deserialize<'de> for ExtenderArgs<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ArgsVisitor { keep_unneeded: true })
+    }
+}
+
 impl<'de: 'a, 'a> Deserialize<'de> for ArgsWithClaims<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let visitor = ArgsVisitor { keep_unneeded: false };
+        deserializer.deserialize_map(visitor).map(ArgsWithClaims)
+    }
+}
+
+/// Reads `ExtenderArgs` for every verb, so that what one verb refuses no other takes.
+struct ArgsVisitor {
+    /// Whether names are kept for a pod without claims.
+    keep_unneeded: bool,
+}
+
+impl<'de> Visitor<'de> for ArgsVisitor {
+    type Value = ExtenderArgs<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("struct ExtenderArgs")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         #[derive(Deserialize)]
         #[serde(field_identifier, rename_all = "PascalCase")]
         enum Field {
@@ -246,36 +267,47 @@ impl<'de: 'a, 'a> Deserialize<'de> for ArgsWithClaims<'a> {
             #[serde(other)]
             Other,
         }
-        struct ArgsVisitor;
-        impl<'de> Visitor<'de> for ArgsVisitor {
-            type Value = ArgsWithClaims<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("struct ExtenderArgs")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut pod: Option<Pod<'de>> = None;
-                let (mut nodes, mut node_names) = (None, None);
-                while let Some(field) = map.next_key()? {
-                    match field {
-                        Field::Pod => pod = Some(map.next_value()?),
-                        Field::Nodes => nodes = map.next_value()?,
-                        Field::NodeNames if pod.as_ref().is_some_and(|pod| !pod.has_claims()) => {
-                            map.next_value::<Option<Looked>>()?;
+        let mut pod: Option<Pod<'de>> = None;
+        let mut nodes: Option<Option<NodeList<'de>>> = None;
+        let mut node_names: Option<Option<Names<'de>>> = None;
+        while let Some(field) = map.next_key()? {
+            match field {
+                Field::Pod => once("Pod", &mut pod, || map.next_value())?,
+                Field::Nodes => once("Nodes", &mut nodes, || map.next_value())?,
+                Field::NodeNames => {
+                    let unneeded = !self.keep_unneeded && pod.as_ref().is_some_and(|pod| !pod.has_claims());
+                    once("NodeNames", &mut node_names, || {
+                        if unneeded {
+                            map.next_value::<Option<Looked>>().map(|_| None)
+                        } else {
+                            map.next_value()
                         }
-                        Field::NodeNames => node_names = map.next_value()?,
-                        Field::Other => {
-                            map.next_value::<IgnoredAny>()?;
-                        }
-                    }
+                    })?;
                 }
-                let pod = pod.ok_or_else(|| A::Error::missing_field("Pod"))?;
-                Ok(ArgsWithClaims(ExtenderArgs { pod, nodes, node_names }))
+                Field::Other => {
+                    map.next_value::<IgnoredAny>()?;
+                }
             }
         }
-        deserializer.deserialize_map(ArgsVisitor)
+        Ok(ExtenderArgs {
+            pod: pod.ok_or_else(|| A::Error::missing_field("Pod"))?,
+            nodes: nodes.flatten(),
+            node_names: node_names.flatten(),
+        })
     }
+}
+
+/// Reads a field that may come once: which of two is meant, nobody can tell.
+fn once<T, E: serde::de::Error>(
+    name: &'static str,
+    field: &mut Option<T>,
+    read: impl FnOnce() -> Result<T, E>,
+) -> Result<(), E> {
+    if field.is_some() {
+        return Err(E::duplicate_field(name));
+    }
+    *field = Some(read()?);
+    Ok(())
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Name<'a> {
@@ -389,15 +421,37 @@ mod tests {
             );
             assert_eq!(names(&mut read(&text).expect("arguments")), ["a"]);
         }
+    }
+
+    #[test]
+    fn what_one_verb_refuses_the_other_does() {
         for (wrong, said) in [
             (r#"{"NodeNames": []}"#, "missing field `Pod`"),
             ("[]", "expected struct ExtenderArgs"),
+            (r#"[{}, null, ["a"]]"#, "expected struct ExtenderArgs"),
             (r#"{"Pod": {}, "NodeNames": ["a"}"#, "expected"),
             (r#"{"Pod": {}, "NodeNames": ["a", 1]}"#, "a name"),
             (r#"{"Pod": {}, "NodeNames": "a"}"#, "a list of names"),
+            (r#"{"Pod": {}, "Nodes": null, "Pod": {}}"#, "duplicate field `Pod`"),
+            (r#"{"Pod": {}, "Nodes": {}, "Nodes": {}}"#, "duplicate field `Nodes`"),
+            (
+                r#"{"Pod": {}, "Nodes": null, "Nodes": null}"#,
+                "duplicate field `Nodes`",
+            ),
+            (
+                r#"{"Pod": {}, "NodeNames": ["a"], "NodeNames": ["b"]}"#,
+                "duplicate field `NodeNames`",
+            ),
+            (
+                r#"{"Pod": {}, "NodeNames": null, "NodeNames": ["b"]}"#,
+                "duplicate field `NodeNames`",
+            ),
         ] {
-            let error = read(wrong).expect_err(wrong).to_string();
-            assert!(error.contains(said), "{error}");
+            let filter = serde_json::from_str::<ExtenderArgs<'_>>(wrong).map(drop);
+            let prioritize = serde_json::from_str::<ArgsWithClaims<'_>>(wrong).map(drop);
+            for error in [filter, prioritize].map(|read| read.expect_err(wrong).to_string()) {
+                assert!(error.contains(said), "{wrong}: {error}");
+            }
         }
     }
 

@@ -103,6 +103,16 @@ fn ask(path: &str, body: &[u8]) -> Option<Value> {
     })
 }
 
+/// Sends a body to both verbs; the answers of filter and prioritize. What one refuses, the other does.
+fn ask_both(body: &[u8]) -> Option<(Value, Value)> {
+    let answers = ["/filter", "/prioritize"].map(|path| ask(path, body));
+    match answers {
+        [Some(filtered), Some(scores)] => Some((filtered, scores)),
+        [None, None] => None,
+        [filtered, scores] => panic!("one refuses what the other takes: filter {filtered:?}, prioritize {scores:?}"),
+    }
+}
+
 /// The nodes that were asked of; `None` where the body is JSON in another form than kube-scheduler writes, such as a list
 /// for an object, or no JSON in what nobody reads.
 fn asked(body: &[u8]) -> Option<Vec<String>> {
@@ -123,7 +133,7 @@ fn asked(body: &[u8]) -> Option<Vec<String>> {
 
 /// POST /filter: every node that was asked of passes or is refused, and no other is named.
 pub fn filter(data: &[u8]) {
-    let Some(answer) = ask("/filter", data) else { return };
+    let Some((answer, _)) = ask_both(data) else { return };
     let passed = answer["NodeNames"].as_array().expect("names");
     let passed: BTreeSet<&str> = passed.iter().filter_map(Value::as_str).collect();
     let refused = answer["FailedAndUnresolvableNodes"].as_object().expect("an object");
@@ -141,13 +151,12 @@ pub fn filter(data: &[u8]) {
 /// POST /prioritize: every node that was asked of has one score from 0 to 10, in that order; or none has any, where all
 /// nodes are alike: all pass, or none does.
 pub fn prioritize(data: &[u8]) {
-    let Some(answer) = ask("/prioritize", data) else {
+    let Some((filtered, answer)) = ask_both(data) else {
         return;
     };
     let scores = answer.as_array().expect("scores");
     let hosts: Vec<&str> = scores.iter().filter_map(|score| score["Host"].as_str()).collect();
     if scores.is_empty() {
-        let filtered = ask("/filter", data).expect("what has scores can be filtered");
         let passed = filtered["NodeNames"].as_array().expect("names");
         let refused = filtered["FailedAndUnresolvableNodes"].as_object().expect("an object");
         assert!(passed.is_empty() || refused.is_empty(), "{filtered}");
