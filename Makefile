@@ -22,7 +22,7 @@ unit: ## the tests that need no cluster
 
 # What libFuzzer feeds, for how many seconds each, and what tells it which code an input reached: flags that the compiler of
 # releases has too. One target for long: make fuzz FUZZ_TARGETS=class FUZZ_SECONDS=3600
-FUZZ_TARGETS := quantity class report filter prioritize
+FUZZ_TARGETS := quantity class report filter prioritize preempt
 FUZZ_SECONDS ?= 10
 FUZZ_HOST := $(shell rustc -vV 2>/dev/null | awk '/^host:/ {print $$2}')
 FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \

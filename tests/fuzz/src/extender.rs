@@ -1,6 +1,6 @@
 //! Requests to the extender: each is answered in JSON, and the answer is about the nodes that were asked of.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,8 @@ use quarry_extender::handlers::Extender;
 use quarry_extender::index::claim_key;
 use quarry_extender::objects::{Claim, Class, Storage, Volume};
 use quarry_extender::server::{RequestLimits, router};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tower::ServiceExt;
@@ -81,8 +83,39 @@ fn storage(node: &str, reserved: u64) -> Value {
     })
 }
 
-/// Sends a body; the answer, where it was understood.
-fn ask(path: &str, body: &[u8]) -> Option<Value> {
+/// Nodes as objects, each as it was sent.
+#[derive(Deserialize)]
+struct Nodes<'a> {
+    #[serde(borrow)]
+    items: Vec<&'a RawValue>,
+}
+
+impl<'a> Nodes<'a> {
+    fn texts(&self) -> Vec<&'a str> {
+        self.items.iter().map(|node| node.get()).collect()
+    }
+}
+
+/// Reads an answer. Nodes go back as they came, each is the text of one here: there is JSON that [`Value`] has no place for,
+/// such as 1e999.
+fn read(answer: &[u8]) -> Value {
+    let Ok(fields) = serde_json::from_slice::<BTreeMap<String, &RawValue>>(answer) else {
+        return serde_json::from_slice(answer).expect("JSON");
+    };
+    let value = |(name, text): (String, &RawValue)| {
+        let value = if name == "Nodes" {
+            let nodes: Option<Nodes<'_>> = serde_json::from_str(text.get()).expect("nodes");
+            json!(nodes.map(|nodes| nodes.texts()))
+        } else {
+            serde_json::from_str(text.get()).expect("JSON")
+        };
+        (name, value)
+    };
+    fields.into_iter().map(value).collect()
+}
+
+/// Sends a body; the answer, or the status of a refusal that says why.
+fn send(path: &str, body: &[u8]) -> Result<Value, StatusCode> {
     SERVER.with(|(runtime, router)| {
         let request = Request::post(path).body(Body::from(body.to_vec())).expect("a request");
         let (status, answer) = runtime.block_on(async {
@@ -90,17 +123,21 @@ fn ask(path: &str, body: &[u8]) -> Option<Value> {
             let status = answer.status();
             (status, answer.into_body().collect().await.expect("a body").to_bytes())
         });
-        let answer: Value = serde_json::from_slice(&answer).expect("JSON");
+        let answer = read(&answer);
         if status == StatusCode::OK {
-            return Some(answer);
+            return Ok(answer);
         }
-        assert_eq!(status, StatusCode::BAD_REQUEST, "{answer}");
-        assert!(
-            answer["Error"].as_str().is_some_and(|error| !error.is_empty()),
-            "{answer}"
-        );
-        None
+        let why = answer["Error"].as_str();
+        assert!(why.is_some_and(|error| !error.is_empty()), "{status} {answer}");
+        Err(status)
     })
+}
+
+/// Sends a body; the answer, where it was understood.
+fn ask(path: &str, body: &[u8]) -> Option<Value> {
+    send(path, body)
+        .map_err(|status| assert_eq!(status, StatusCode::BAD_REQUEST))
+        .ok()
 }
 
 /// Sends a body to both verbs; the answers of filter and prioritize. What one refuses, the other does.
@@ -131,10 +168,23 @@ fn asked(body: &[u8]) -> Option<Vec<String>> {
     }
 }
 
-/// POST /filter: every node that was asked of passes or is refused, and no other is named.
+/// POST /filter: every node that was asked of passes or is refused, and no other is named. Nodes that came as objects go
+/// back as they were sent.
 pub fn filter(data: &[u8]) {
+    #[derive(Deserialize)]
+    struct Args<'a> {
+        #[serde(borrow, rename = "Nodes")]
+        nodes: Nodes<'a>,
+    }
     let Some((answer, _)) = ask_both(data) else { return };
     let passed = answer["NodeNames"].as_array().expect("names");
+    if let Some(objects) = answer["Nodes"].as_array() {
+        assert_eq!(objects.len(), passed.len(), "{answer}");
+        let sent: Args<'_> = serde_json::from_slice(data).expect("what was understood");
+        let mut sent = sent.nodes.texts().into_iter();
+        let in_order = objects.iter().all(|object| sent.any(|node| object == node));
+        assert!(in_order, "{answer}");
+    }
     let passed: BTreeSet<&str> = passed.iter().filter_map(Value::as_str).collect();
     let refused = answer["FailedAndUnresolvableNodes"].as_object().expect("an object");
     let refused: BTreeSet<&str> = refused.keys().map(String::as_str).collect();
@@ -167,4 +217,48 @@ pub fn prioritize(data: &[u8]) {
         let value = score["Score"].as_i64().expect("a number");
         assert!((0..=10).contains(&value), "{answer}");
     }
+}
+
+/// POST /preempt: what may be evicted is what was asked of, node by node. Its answer has no field for an error: what cannot
+/// be said is a status.
+pub fn preempt(data: &[u8]) {
+    let answer = match send("/preempt", data) {
+        Ok(answer) => answer,
+        Err(status) => {
+            assert!([StatusCode::BAD_REQUEST, StatusCode::SERVICE_UNAVAILABLE].contains(&status));
+            return;
+        }
+    };
+    let kept = answer["NodeNameToMetaVictims"].as_object().expect("nodes");
+    let Ok(asked) = serde_json::from_str::<Value>(&String::from_utf8_lossy(data)) else {
+        return;
+    };
+    // Arguments as a list have no names; kube-scheduler sends none.
+    let Some(asked) = asked.as_object() else { return };
+    // Where both are sent, the UIDs are what is meant.
+    let candidates = [
+        ("NodeNameToMetaVictims", "/UID"),
+        ("NodeNameToVictims", "/metadata/uid"),
+    ]
+    .into_iter()
+    .find_map(|(field, uid)| Some((asked.get(field)?.as_object()?, uid)));
+    let Some((candidates, uid)) = candidates else {
+        assert!(kept.is_empty(), "{answer}");
+        return;
+    };
+    for (node, victims) in kept {
+        let sent = candidates.get(node).expect("a node that was asked of");
+        if let Some(sent) = uids(sent, uid) {
+            assert_eq!(uids(victims, "/UID"), Some(sent), "{node}: {answer}");
+        }
+    }
+}
+
+/// The UIDs of victims; `None` where one has none, or is written in another form than kube-scheduler does.
+fn uids<'a>(victims: &'a Value, uid: &str) -> Option<Vec<&'a str>> {
+    let pods = victims.as_object()?.get("Pods").and_then(Value::as_array);
+    pods.into_iter()
+        .flatten()
+        .map(|pod| pod.pointer(uid)?.as_str())
+        .collect()
 }

@@ -12,7 +12,7 @@ use quarry_crds::{Bytes, quantity};
 
 mod extender;
 
-pub use extender::{filter, prioritize};
+pub use extender::{filter, preempt, prioritize};
 
 /// A quantity, such as the size in a claim: what is read is what was written, and reads back.
 pub fn quantity(data: &[u8]) {
@@ -176,5 +176,10 @@ mod tests {
     #[test]
     fn kept_requests_to_prioritize_hold() {
         replay("prioritize", super::prioritize);
+    }
+
+    #[test]
+    fn kept_requests_to_preempt_hold() {
+        replay("preempt", super::preempt);
     }
 }
