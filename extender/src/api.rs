@@ -233,24 +233,21 @@ impl<'a> ExtenderArgs<'a> {
 
 impl<'de: 'a, 'a> Deserialize<'de> for ExtenderArgs<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(ArgsVisitor { keep_unneeded: true })
+        deserializer.deserialize_map(ArgsVisitor::<true>)
     }
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for ArgsWithClaims<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let visitor = ArgsVisitor { keep_unneeded: false };
-        deserializer.deserialize_map(visitor).map(ArgsWithClaims)
+        deserializer.deserialize_map(ArgsVisitor::<false>).map(ArgsWithClaims)
     }
 }
 
-/// Reads `ExtenderArgs` for every verb, so that what one verb refuses no other takes.
-struct ArgsVisitor {
-    /// Whether names are kept for a pod without claims.
-    keep_unneeded: bool,
-}
+/// Reads `ExtenderArgs` for every verb, so that what one verb refuses no other takes. `UNNEEDED`: whether names are kept
+/// for a pod without claims too.
+struct ArgsVisitor<const UNNEEDED: bool>;
 
-impl<'de> Visitor<'de> for ArgsVisitor {
+impl<'de, const UNNEEDED: bool> Visitor<'de> for ArgsVisitor<UNNEEDED> {
     type Value = ExtenderArgs<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -275,12 +272,12 @@ impl<'de> Visitor<'de> for ArgsVisitor {
                 Field::Pod => once("Pod", &mut pod, || map.next_value())?,
                 Field::Nodes => once("Nodes", &mut nodes, || map.next_value())?,
                 Field::NodeNames => {
-                    let unneeded = !self.keep_unneeded && pod.as_ref().is_some_and(|pod| !pod.has_claims());
+                    let keep = UNNEEDED || pod.as_ref().is_none_or(Pod::has_claims);
                     once("NodeNames", &mut node_names, || {
-                        if unneeded {
-                            map.next_value::<Option<Looked>>().map(|_| None)
-                        } else {
+                        if keep {
                             map.next_value()
+                        } else {
+                            map.next_value::<Option<Looked>>().map(|_| None)
                         }
                     })?;
                 }
