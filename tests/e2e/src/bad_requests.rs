@@ -68,7 +68,7 @@ async fn bad_requests_are_answered_in_json(test: &Test) -> Result<()> {
     // More than is accepted; what it says does not matter.
     let huge = vec![b' '; (128 << 20) + 1];
     for line in ["POST /filter", "POST /prioritize"] {
-        let requests: [(&str, &[u8], u16, &str); 7] = [
+        let requests: [(&str, &[u8], u16, &str); 8] = [
             ("empty", b"", 400, "the body is empty"),
             ("no JSON", b"{\"Pod\": nonsense", 400, "the body is not ExtenderArgs"),
             (
@@ -83,6 +83,12 @@ async fn bad_requests_are_answered_in_json(test: &Test) -> Result<()> {
                 b"{\"NodeNames\": [\"node1\"]}",
                 400,
                 "the body is not ExtenderArgs",
+            ),
+            (
+                "names twice",
+                b"{\"Pod\": {}, \"NodeNames\": [\"node1\"], \"NodeNames\": [\"node2\"]}",
+                400,
+                "duplicate field `NodeNames`",
             ),
             ("nested", nested.as_bytes(), 400, "the body is not ExtenderArgs"),
             ("huge", &huge, 413, "raise --max-body-bytes"),
