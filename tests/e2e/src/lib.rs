@@ -19,6 +19,7 @@ pub mod groups;
 pub mod halves;
 pub mod lost_nodes;
 pub mod lvm;
+pub mod machines;
 pub mod main_path;
 pub mod metadata;
 pub mod objects;

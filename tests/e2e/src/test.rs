@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::jiff::Timestamp;
@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 
 use crate::bed::{Bed, NAMESPACE};
 use crate::lvm::blank;
+use crate::machines;
 use crate::objects::{Claim, Class, PodSpec};
 use crate::sweep::LABEL;
 
@@ -142,6 +143,7 @@ impl Test {
     /// # Errors
     /// Something of a former run could not be removed.
     pub async fn begin(&self) -> Result<()> {
+        print!("{}", machines::all_on(&self.bed.cluster).await?);
         self.clean().await.context("before the test")?;
         let namespaces: Api<Namespace> = Api::all(self.client());
         self.wait("the namespace of a former run is gone", PATIENCE, || async {
@@ -156,9 +158,12 @@ impl Test {
     /// Removes everything that was made.
     ///
     /// # Errors
-    /// Something could not be removed.
+    /// Something could not be removed, or a node has gone off that the case left on.
     pub async fn end(&self) -> Result<()> {
-        self.clean().await.context("after the test")
+        let off = machines::all_on(&self.bed.cluster).await?;
+        self.clean().await.context("after the test")?;
+        ensure!(off.is_empty(), "a node went off: {off}");
+        Ok(())
     }
 
     /// A client with all rights.
@@ -454,6 +459,7 @@ impl Test {
                 .unwrap_or_else(|error| error.to_string());
             told.push_str(&format!("\n--- kubectl {}\n{text}", arguments.join(" ")));
         }
+        told.push_str(&machines::told_of_those_off(&self.bed.cluster).await);
         told
     }
 
