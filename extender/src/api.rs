@@ -243,11 +243,11 @@ impl<'de: 'a, 'a> Deserialize<'de> for ArgsWithClaims<'a> {
     }
 }
 
-/// Reads `ExtenderArgs` for every verb, so that what one verb refuses no other takes. `UNNEEDED`: whether names are kept
+/// Reads `ExtenderArgs` for every verb, so that what one verb refuses no other takes. `KEEP_ALL`: whether names are kept
 /// for a pod without claims too.
-struct ArgsVisitor<const UNNEEDED: bool>;
+struct ArgsVisitor<const KEEP_ALL: bool>;
 
-impl<'de, const UNNEEDED: bool> Visitor<'de> for ArgsVisitor<UNNEEDED> {
+impl<'de, const KEEP_ALL: bool> Visitor<'de> for ArgsVisitor<KEEP_ALL> {
     type Value = ExtenderArgs<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -272,7 +272,7 @@ impl<'de, const UNNEEDED: bool> Visitor<'de> for ArgsVisitor<UNNEEDED> {
                 Field::Pod => once("Pod", &mut pod, || map.next_value())?,
                 Field::Nodes => once("Nodes", &mut nodes, || map.next_value())?,
                 Field::NodeNames => {
-                    let keep = UNNEEDED || pod.as_ref().is_none_or(Pod::has_claims);
+                    let keep = KEEP_ALL || pod.as_ref().is_none_or(Pod::has_claims);
                     once("NodeNames", &mut node_names, || {
                         if keep {
                             map.next_value()

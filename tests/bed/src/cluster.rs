@@ -16,7 +16,7 @@ use kube::{
 use nix::sys::signal::Signal;
 
 use crate::{
-    control_plane::{ControlPlane, Process, last_lines, stock_config},
+    control_plane::{ControlPlane, END_OF_LOG, Process, last_lines, stock_config},
     daemon::Running,
     error::{BedError, During, Result},
     folders,
@@ -330,7 +330,7 @@ impl Cluster {
     pub fn lost(&self) -> Option<String> {
         let lost = Process::ALL.into_iter().find(|process| !self.is_running(*process))?;
         let log = self.logs().join(format!("{lost}.log"));
-        Some(format!("{lost} has ended:\n{}", last_lines(&log)))
+        Some(format!("{lost} has ended:\n{}", last_lines(&log, END_OF_LOG)))
     }
 
     pub(crate) fn control_plane(&self) -> ControlPlane {

@@ -141,7 +141,7 @@ impl ControlPlane {
             let log = self.state.join("log").join(format!("{process}.log"));
             if self.running(process).pid().is_none() {
                 return Err(BedError::Missing {
-                    what: format!("{process} ended by itself: {}", last_lines(&log)),
+                    what: format!("{process} ended by itself: {}", last_lines(&log, END_OF_LOG)),
                     remedy: format!("read {}", log.display()),
                 });
             }
@@ -291,11 +291,14 @@ fn flag(name: &str, path: impl AsRef<Path>) -> OsString {
     flag
 }
 
-/// The end of a log, for error messages.
-pub(crate) fn last_lines(log: &Path) -> String {
+/// How many lines of a log say why a program ended.
+pub(crate) const END_OF_LOG: usize = 5;
+
+/// The last `count` lines of a log.
+pub(crate) fn last_lines(log: &Path, count: usize) -> String {
     let text = std::fs::read(log)
         .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
         .unwrap_or_default();
-    let lines: Vec<_> = text.lines().rev().take(5).collect();
+    let lines: Vec<_> = text.lines().rev().take(count).collect();
     lines.into_iter().rev().collect::<Vec<_>>().join("\n")
 }

@@ -206,7 +206,7 @@ impl Node {
         let mut boot_id = None;
         loop {
             if !self.is_on() {
-                return Err(self.error(format!("it went off: {}", last_lines(&self.console()))));
+                return Err(self.error(format!("it went off: {}", self.said_last())));
             }
             if boot_id.is_none() {
                 boot_id = self
@@ -357,6 +357,11 @@ impl Node {
             .folder()
             .join("log")
             .join(format!("{}.log", self.state.name))
+    }
+
+    /// The end of that, long enough for a kernel that panics to say where.
+    pub fn said_last(&self) -> String {
+        last_lines(&self.console(), 60)
     }
 
     /// The folder with the kernel's own files.

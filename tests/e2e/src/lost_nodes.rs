@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::bed::NAMESPACE;
 use crate::case;
+use crate::machines;
 use crate::objects::{Claim, Class, PodSpec, stateful_set};
 use crate::test::{Case, PATIENCE, Test};
 
@@ -76,10 +77,8 @@ async fn lose(test: &Test, node: &str) -> Result<Instant> {
 
 /// All nodes run as at the beginning, with everything of Quarry on them.
 async fn all_back(test: &Test) -> Result<()> {
+    machines::all_on(&test.bed.cluster).await?;
     for node in test.bed.cluster.nodes() {
-        if !node.is_on() {
-            node.boot(Boot::default()).await?;
-        }
         // kubelet may not give itself this label, and a node that registers anew has lost it.
         label(test, node.name(), "node-role.kubernetes.io/control-plane", json!("")).await?;
     }

@@ -143,7 +143,11 @@ impl Test {
     /// # Errors
     /// Something of a former run could not be removed.
     pub async fn begin(&self) -> Result<()> {
-        print!("{}", machines::all_on(&self.bed.cluster).await?);
+        let off = machines::told_of_those_off(&self.bed.cluster);
+        if !off.is_empty() {
+            println!("{off}");
+        }
+        machines::all_on(&self.bed.cluster).await.context("before the test")?;
         self.clean().await.context("before the test")?;
         let namespaces: Api<Namespace> = Api::all(self.client());
         self.wait("the namespace of a former run is gone", PATIENCE, || async {
@@ -160,7 +164,8 @@ impl Test {
     /// # Errors
     /// Something could not be removed, or a node has gone off that the case left on.
     pub async fn end(&self) -> Result<()> {
-        let off = machines::all_on(&self.bed.cluster).await?;
+        let off = machines::told_of_those_off(&self.bed.cluster);
+        machines::all_on(&self.bed.cluster).await.context("after the test")?;
         self.clean().await.context("after the test")?;
         ensure!(off.is_empty(), "a node went off: {off}");
         Ok(())
@@ -459,7 +464,7 @@ impl Test {
                 .unwrap_or_else(|error| error.to_string());
             told.push_str(&format!("\n--- kubectl {}\n{text}", arguments.join(" ")));
         }
-        told.push_str(&machines::told_of_those_off(&self.bed.cluster).await);
+        told.push_str(&machines::told_of_those_off(&self.bed.cluster));
         told
     }
 
