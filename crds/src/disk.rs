@@ -150,19 +150,19 @@ fn unfit(facts: &DiskFacts) -> Vec<Reason> {
         }
         DeviceKind::Partition { .. } => {}
         DeviceKind::Loop { backing_file } => {
-            if ["/var/lib/kubelet/", "/dev/"]
-                .iter()
-                .any(|start| backing_file.starts_with(start))
-            {
+            if facts.kind.is_volume() {
                 reasons.push(Reason::LoopOfKubelet(backing_file.clone()));
             }
         }
-        DeviceKind::DeviceMapper { uuid, .. } if uuid.starts_with("LVM-") => reasons.push(Reason::LogicalVolume),
+        DeviceKind::DeviceMapper { .. } if facts.kind.is_volume() => reasons.push(Reason::LogicalVolume),
         DeviceKind::DeviceMapper { suspended: true, .. } => reasons.push(Reason::Suspended),
         DeviceKind::DeviceMapper { .. } => {}
         DeviceKind::Rom => reasons.push(Reason::Kind("an optical drive".to_owned())),
         DeviceKind::Memory => reasons.push(Reason::Kind("in memory".to_owned())),
         DeviceKind::Other(what) => reasons.push(Reason::Kind(what.clone())),
+    }
+    if facts.is_on_a_volume() && reasons.is_empty() {
+        reasons.push(Reason::OnAVolume);
     }
     if facts.read_only {
         reasons.push(Reason::ReadOnly);
@@ -201,6 +201,9 @@ fn in_use(facts: &DiskFacts) -> Vec<Reason> {
     }
     if !facts.holders.is_empty() {
         reasons.push(Reason::Holders(facts.holders.clone()));
+    }
+    if !facts.users.is_empty() {
+        reasons.push(Reason::Users(facts.users.clone()));
     }
     let explained = !reasons.is_empty();
     match &facts.exclusive {

@@ -12,6 +12,9 @@ use crate::claim::VolumeMode;
 pub const VERSION_TAG: &str = "quarry.version=1";
 /// What the version tag starts with, whatever the version.
 const VERSION_KEY: &str = "quarry.version";
+/// Keys of the tags that say whose a volume group is.
+const NODE_KEY: &str = "quarry.node";
+const CLUSTER_KEY: &str = "quarry.cluster";
 /// Longest tag that LVM accepts, in bytes.
 pub const TAG_MAX: usize = 1024;
 
@@ -167,6 +170,75 @@ impl VolumeState {
     }
 }
 
+/// Whose volume groups are: a node of a cluster. A disk can be moved to another node, or be attached to two at once; only the
+/// owner acts upon what is on it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// Name of the Node object.
+    pub node: String,
+    /// UID of the namespace kube-system, which no two clusters share.
+    pub cluster: String,
+}
+
+/// What the tags of a volume group say of its owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ownership {
+    /// It is this node's.
+    Ours,
+    /// Nothing: an earlier version made it, or a person has handed it to Quarry.
+    Unclaimed,
+    /// It is another node's.
+    Another {
+        /// The tags that say so.
+        tags: Vec<String>,
+    },
+}
+
+impl Owner {
+    /// The tags of a volume group of this owner.
+    #[must_use]
+    pub fn tags(&self) -> [String; 2] {
+        [
+            format!("{NODE_KEY}={}", self.node),
+            format!("{CLUSTER_KEY}={}", self.cluster),
+        ]
+    }
+
+    /// Whose a volume group with these tags is. One that two owners claim is nobody's to act upon.
+    #[must_use]
+    pub fn ownership(&self, tags: &[String]) -> Ownership {
+        let own = self.tags();
+        let (mut ours, mut others) = (0, Vec::new());
+        for tag in tags.iter().filter(|tag| [NODE_KEY, CLUSTER_KEY].contains(&key(tag))) {
+            if own.contains(tag) {
+                ours += 1;
+            } else {
+                others.push(tag.clone());
+            }
+        }
+        match ours {
+            _ if !others.is_empty() => Ownership::Another { tags: others },
+            2.. => Ownership::Ours,
+            _ => Ownership::Unclaimed,
+        }
+    }
+
+    /// Whether Quarry on this node acts upon a volume group with these tags.
+    #[must_use]
+    pub fn acts_on(&self, tags: &[String]) -> bool {
+        is_ours(tags) && !matches!(self.ownership(tags), Ownership::Another { .. })
+    }
+
+    /// The command by which a person hands a volume group of another owner over to this one.
+    #[must_use]
+    pub fn hand_over(&self, volume_group: &str, others: &[String]) -> String {
+        let delete = others.iter().map(|tag| format!(" --deltag {tag}"));
+        let add = self.tags().map(|tag| format!(" --addtag {tag}"));
+        let changes: String = delete.chain(add).collect();
+        format!("vgchange{changes} {volume_group}")
+    }
+}
+
 /// Whether the tags of a volume group or a logical volume say that it is ours, and of a version known here.
 #[must_use]
 pub fn is_ours(tags: &[String]) -> bool {
@@ -314,6 +386,48 @@ mod tests {
                 assert_eq!(VolumeTags::parse(&tags).map(|tags| tags.state), Some(after));
             }
         }
+    }
+
+    #[test]
+    fn a_group_has_one_owner() {
+        let owner = Owner {
+            node: "worker-1.example".into(),
+            cluster: "4f0c6dbd-6a4e-4a0e-9d0a-0f6a52c1b7aa".into(),
+        };
+        let own = owner.tags().to_vec();
+        assert!(own.iter().all(|tag| check_tag(tag) == Ok(())));
+        let with = |tags: &[&str]| -> Vec<String> {
+            let more = tags.iter().map(|tag| (*tag).to_owned());
+            std::iter::once(VERSION_TAG.to_owned()).chain(more).collect()
+        };
+        let another = |tags: &[&str]| Ownership::Another {
+            tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
+        };
+        let both = with(&[&own[0], &own[1]]);
+        assert_eq!(owner.ownership(&both), Ownership::Ours);
+        assert!(owner.acts_on(&both) && owner.acts_on(&with(&[])) && owner.acts_on(&with(&[&own[0]])));
+        assert!(!owner.acts_on(&own), "without the version it is nobody's");
+        for tags in [
+            &["quarry.node=worker-2.example", own[1].as_str()][..],
+            &[own[0].as_str(), "quarry.cluster=other"],
+            &[own[0].as_str(), own[1].as_str(), "quarry.node=worker-2.example"],
+            &["quarry.node"],
+        ] {
+            let others: Vec<&str> = tags
+                .iter()
+                .copied()
+                .filter(|tag| !own.contains(&(*tag).to_owned()))
+                .collect();
+            assert_eq!(owner.ownership(&with(tags)), another(&others));
+            assert!(!owner.acts_on(&with(tags)), "{tags:?}");
+        }
+        assert_eq!(
+            owner.hand_over("fast", &["quarry.node=worker-2".to_owned()]),
+            format!(
+                "vgchange --deltag quarry.node=worker-2 --addtag {} --addtag {} fast",
+                own[0], own[1]
+            )
+        );
     }
 
     #[test]

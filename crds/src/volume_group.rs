@@ -64,6 +64,13 @@ pub enum Found {
     Several(usize),
     /// One that another version of Quarry made, with the tag that says so.
     OtherVersion(String),
+    /// One of Quarry that another node owns, by its tags.
+    OfAnotherNode {
+        /// The tags that say so.
+        tags: Vec<String>,
+        /// The command that hands it over to this node.
+        hand_over: String,
+    },
 }
 
 /// A volume group that was on this node, by what objects say.
@@ -180,6 +187,15 @@ pub fn plan(situation: Situation<'_>) -> Plan {
             format!(
                 "volume group {name} was made by another version of Quarry (tag {tag}) and is left alone; run that \
                  version on this node"
+            ),
+            degraded,
+        ),
+        Found::OfAnotherNode { tags, hand_over } => held(
+            "OwnedByAnotherNode",
+            format!(
+                "volume group {name} belongs to another node ({}) and is left alone; if nothing there uses it any more, hand \
+                 it over with \"{hand_over}\" on this node",
+                tags.join(", ")
             ),
             degraded,
         ),

@@ -41,6 +41,10 @@ pub struct Args {
     /// The file that keeps two managers on a node apart, in a folder of the host that every manager sees.
     #[arg(long, env = "QUARRY_LOCK", default_value = "/run/lock/lvm/quarry-manager")]
     pub lock: PathBuf,
+    /// A folder of the host that outlives this process: which disks belong to Quarry's volume groups, and LVM's backups of their
+    /// metadata, are kept there.
+    #[arg(long, env = "QUARRY_STATE", default_value = "/var/lib/quarry")]
+    pub state: PathBuf,
     /// Name of this process for people, in the lock: in a container, the name of its pod.
     #[arg(long, env = "HOSTNAME", default_value = "quarry-manager")]
     pub holder: String,

@@ -16,7 +16,7 @@ use quarry_crds::names::{FIELD_MANAGER, claim_uid_of_volume};
 use quarry_crds::node_local_storage::{
     DiskStatus, GroupFigures, METADATA_FULL, NodeLocalStorageStatus, VolumeGroupStatus, condition, phase,
 };
-use quarry_crds::tags::VolumeTags;
+use quarry_crds::tags::{Owner, VolumeTags};
 use quarry_crds::volume_group::{DiskStanding, findings, is_loss};
 use quarry_crds::{Extents, NodeLocalStorage, conditions};
 use serde_json::json;
@@ -96,9 +96,9 @@ pub async fn publish(context: &Context, storage: &NodeLocalStorage) -> Result<()
     };
     let state = context.inventory.get();
     let trouble = context.inventory.trouble();
-    let machine = context.machine.as_deref();
+    let here = (&context.owner, context.machine.as_deref());
     let (objects, orphans) = (&context.objects, &context.orphans);
-    let status = status(storage, &view, &state, trouble.as_deref(), objects, machine, orphans);
+    let status = status(storage, &view, &state, trouble.as_deref(), objects, here, orphans);
     measure(context, &storage.spec.volume_group, &state);
     if storage.status.as_ref() == Some(&status) {
         // Whoever published the status may have died before this.
@@ -149,7 +149,7 @@ async fn publish_for_scheduler(
 fn measure(context: &Context, name: &str, state: &State) {
     let mut ours = state
         .groups_named(name)
-        .filter(|group| quarry_crds::tags::is_ours(&group.tags));
+        .filter(|group| context.owner.acts_on(&group.tags));
     match ours.next() {
         Some(group) => {
             let bytes = |extents| group.extent_size.size_of(extents).unwrap_or_default();
@@ -186,7 +186,7 @@ pub fn status(
     state: &State,
     trouble: Option<&str>,
     objects: &Objects,
-    machine: Option<&str>,
+    (owner, machine): (&Owner, Option<&str>),
     orphans: &Orphans,
 ) -> NodeLocalStorageStatus {
     let name = &storage.spec.volume_group;
@@ -202,7 +202,7 @@ pub fn status(
     let recorded = old.volume_group.as_ref().map(|group| group.uuid.as_str());
     let group = state
         .groups_named(name)
-        .find(|group| quarry_crds::tags::is_ours(&group.tags) && recorded.is_none_or(|uuid| uuid == group.uuid));
+        .find(|group| owner.acts_on(&group.tags) && recorded.is_none_or(|uuid| uuid == group.uuid));
     let low = group.filter(|group| is_metadata_low(group)).map(|group| {
         let left = group.metadata_free.0;
         let message = format!("{left} bytes are left in the metadata area of volume group {name}: no more volumes");
@@ -229,7 +229,7 @@ pub fn status(
         *known = Finding::new(condition::DEGRADED, true, fault.0, fault.1);
     }
     if let Some(degraded) = findings.iter_mut().find(|f| f.kind == condition::DEGRADED && !f.holds)
-        && let Some(missing) = missing(storage, state, objects)
+        && let Some(missing) = missing(storage, state, objects, owner)
     {
         *degraded = missing;
     }
@@ -261,7 +261,7 @@ pub fn status(
 }
 
 /// Volumes that are in use by claims and not in their group any more, though it is whole: a person removed or renamed them.
-fn missing(storage: &NodeLocalStorage, state: &State, objects: &Objects) -> Option<Finding> {
+fn missing(storage: &NodeLocalStorage, state: &State, objects: &Objects, owner: &Owner) -> Option<Finding> {
     let name = &storage.spec.volume_group;
     let mut missing = Vec::new();
     for (our, volume) in objects.volumes_of(name) {
@@ -271,7 +271,7 @@ fn missing(storage: &NodeLocalStorage, state: &State, objects: &Objects) -> Opti
             .filter(|group| !group.partial && state.incomplete.is_none());
         let gone = group.is_some_and(|group| group.volume_named(&volume.name_any()).is_none());
         if bound && gone && our.node == storage.spec.node_name && volume.metadata.deletion_timestamp.is_none() {
-            missing.push(match provision::renamed(state, &our.claim_uid) {
+            missing.push(match provision::renamed(state, owner, &our.claim_uid) {
                 Some((_, renamed)) => format!("{} (renamed to {})", volume.name_any(), renamed.name),
                 None => volume.name_any(),
             });

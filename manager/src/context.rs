@@ -1,6 +1,6 @@
 //! What every step of the manager works with.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -11,12 +11,13 @@ use kube::{Client, Resource, ResourceExt};
 use quarry_crds::claim::class_name;
 use quarry_crds::names::{HOSTNAME_LABEL, LOST_GROUP_ANNOTATION};
 use quarry_crds::persistent_volume::{OurVolume, ours};
-use quarry_crds::tags::VolumeTags;
+use quarry_crds::tags::{Owner, VolumeTags};
 use quarry_crds::volume_group::ListedDisk;
 use quarry_crds::{Bytes, NodeLocalStorage};
 use quarry_process::events::Events;
 use tokio::sync::Notify;
 
+use crate::disk_record::{DiskRecords, RecordedDisk};
 use crate::inventory::Inventory;
 use crate::lvm::{LogicalVolume, Lvm, State, VolumeGroup};
 use crate::metrics::Metrics;
@@ -64,6 +65,19 @@ pub trait Disks: Send + Sync {
     fn of_model(&self, model: String) -> BoxFuture<'_, Vec<String>>;
     /// What is wrong with a disk of a volume group, by reading a little of it; nothing where it answers as it should.
     fn fault(&self, device: String) -> BoxFuture<'_, Option<String>>;
+    /// Paths of the devices that LVM may open, each device once: of these that are listed, and of the recorded ones that still
+    /// carry the label of their physical volume. One that does not answer is left out, unless it is one of `members`, which are
+    /// in a group already.
+    fn for_lvm(
+        &self,
+        listed: Vec<String>,
+        recorded: Vec<RecordedDisk>,
+        members: BTreeSet<(u32, u32)>,
+    ) -> BoxFuture<'_, Vec<String>>;
+    /// The names of the one disk that has the label of each of these physical volumes; of those with two or none, nothing.
+    fn having_labels(&self, physical_volumes: BTreeSet<String>) -> BoxFuture<'_, BTreeMap<String, Vec<String>>>;
+    /// The names by which devices are found again, best first.
+    fn names_of(&self, numbers: BTreeSet<(u32, u32)>) -> BoxFuture<'_, BTreeMap<(u32, u32), Vec<String>>>;
     /// Whether a device is made of all of these others, by major and minor numbers; `None` where the kernel does not say.
     fn stands_on(&self, device: (u32, u32), others: &[(u32, u32)]) -> Option<bool>;
 }
@@ -98,6 +112,10 @@ pub struct Context {
     pub node: String,
     /// The machine-id of this machine, where it is known: another may have had the name of this node before.
     pub machine: Option<String>,
+    /// Whose volume groups are acted upon.
+    pub owner: Owner,
+    /// The disks of Quarry's volume groups, as they are kept on the host.
+    pub disk_records: DiskRecords,
     /// LVM on this node.
     pub lvm: Arc<dyn Lvm>,
     /// What LVM has.

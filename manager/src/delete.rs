@@ -201,11 +201,11 @@ async fn remove(our: &OurVolume, volume: &PersistentVolume, context: &Context) -
     let state = context.inventory.refresh().await?;
     let group = state.group(&our.volume_group_uuid);
     match group {
-        Some(group) if state.incomplete.is_none() && !group.partial => {
+        Some(group) if state.incomplete.is_none() && is_whole(group, context) => {
             if group.volume_named(&name).is_some() {
                 return Err(DeleteError::Held(format!("{}/{name} was seen only now", group.name)));
             }
-            if let Some((group, renamed)) = provision::renamed(&state, &our.claim_uid) {
+            if let Some((group, renamed)) = provision::renamed(&state, &context.owner, &our.claim_uid) {
                 return Err(DeleteError::Held(format!(
                     "{}/{name} was renamed to {}, and is left alone; rename it back with \"lvrename {} {} {name}\"",
                     group.name, renamed.name, group.name, renamed.name
@@ -220,6 +220,14 @@ async fn remove(our: &OurVolume, volume: &PersistentVolume, context: &Context) -
             our.volume_group, our.volume_group_uuid, context.node, our.volume_group_uuid
         ))),
     }
+}
+
+/// Whether a group is all that it was: no disk of it is missing by its own metadata, nor by what was recorded of it, in case
+/// something else has its UUID.
+fn is_whole(group: &VolumeGroup, context: &Context) -> bool {
+    let recorded = context.disk_records.physical_volumes(&group.uuid);
+    let there = |uuid: &String| group.physical_volumes.iter().any(|pv| pv.uuid == *uuid && !pv.missing);
+    !group.partial && context.owner.acts_on(&group.tags) && recorded.iter().all(there)
 }
 
 /// Wipes a logical volume of ours as its tags say and removes it, where nobody holds it. Its tag says `deleting` before the

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use kube::ResourceExt as _;
 use quarry_crds::disk_faults::{DiskFault, FaultKind, Hit, VolumeOn, hits};
 use quarry_crds::node_local_storage::DiskStatus;
-use quarry_crds::tags::{self, VolumeTags};
+use quarry_crds::tags::VolumeTags;
 use quarry_process::events::Saying;
 
 use crate::context::Context;
@@ -32,7 +32,7 @@ impl Told {
 /// What reading the disks of our groups gave: what is wrong, by LVM's UUID of the physical volume. Disks that LVM misses
 /// are not read.
 pub async fn failing(context: &Context, state: &State) -> BTreeMap<String, String> {
-    let ours = state.groups.iter().filter(|group| tags::is_ours(&group.tags));
+    let ours = state.groups.iter().filter(|group| context.owner.acts_on(&group.tags));
     let disks = ours.flat_map(|group| &group.physical_volumes).filter(|pv| !pv.missing);
     let asked = disks.filter_map(|pv| {
         let device = pv.device.clone()?;
@@ -203,7 +203,7 @@ pub async fn renew_stale(context: &Context) -> bool {
         tracing::warn!(%error, "LVM could not be read");
     }
     let state = context.inventory.get();
-    for group in state.groups.iter().filter(|group| tags::is_ours(&group.tags)) {
+    for group in state.groups.iter().filter(|group| context.owner.acts_on(&group.tags)) {
         if state.problem_of(group).is_some() {
             continue;
         }

@@ -6,17 +6,21 @@
 //! Two programs of util-linux are asked for signatures, because each sees something that the other does not, and both
 //! ends of the disk are read here as well: a disk that cannot be read is not blank.
 
+mod for_lvm;
 mod health;
 mod listed;
+mod lvm_label;
 pub(crate) mod mounts;
 pub(crate) mod signatures;
 pub(crate) mod sysfs;
+pub(crate) mod users;
 
 use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use quarry_crds::disk::{DeviceKind, DiskFacts, Membership, Verdict, Wanted, judge_all};
 use quarry_crds::storage_class::check_disk_path;
@@ -32,6 +36,10 @@ use sysfs::Sysfs;
 
 /// `O_EXCL`: of a block device, a claim that fails where a mount, an array or another claim holds it.
 pub(crate) const O_EXCL: i32 = 0o200;
+
+/// udev and others look at a new disk for a moment: only who still has it open after that long uses it.
+const OPENED_FOR: Duration = Duration::from_millis(300);
+const OPENED_LOOKS: u32 = 4;
 
 /// A disk that is to be looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -168,6 +176,23 @@ impl Prober {
         found.await.unwrap_or_default()
     }
 
+    /// Who uses a device, and not only for a moment.
+    async fn users(&self, number: (u32, u32)) -> Vec<String> {
+        let mut found = Vec::new();
+        for look in 0..OPENED_LOOKS {
+            if look > 0 {
+                tokio::time::sleep(OPENED_FOR).await;
+            }
+            let host = Arc::clone(&self.host);
+            let users = tokio::task::spawn_blocking(move || users::find(&host.proc, host.sysfs.sys(), number));
+            found = users.await.unwrap_or_else(|error| vec![error.to_string()]);
+            if found.is_empty() {
+                break;
+            }
+        }
+        found
+    }
+
     /// Adds what takes programs and time, unless the disk is a member of the group already.
     async fn examine(&self, mut facts: DiskFacts, volume_group: &str, lvm: &State) -> DiskFacts {
         facts.membership = membership(facts.number, lvm);
@@ -177,6 +202,7 @@ impl Prober {
         let device = facts.device.clone();
         let claim = tokio::task::spawn_blocking(move || claim(Path::new(&device))).await;
         facts.exclusive = claim.unwrap_or_else(|error| Err(error.to_string()));
+        facts.users = self.users(facts.number).await;
         let (signatures, unread) = self
             .host
             .signatures

@@ -47,7 +47,7 @@ pub async fn keep_away(context: Arc<Context>, shutdown: Shutdown) {
         tokio::time::sleep(GRACE).await;
         for (group, volume, tags) in suspects {
             crash_point!("leftover-before-lvremove");
-            let owner = owner(&context, &tags).await;
+            let owner = owner(&context, &group, &tags).await;
             if matches!(owner, Ok(Owner::Nobody)) && may_be_handed_out(&tags) {
                 match carries(&group, &volume, &context).await {
                     Ok(found) if found.is_empty() => {}
@@ -101,7 +101,7 @@ async fn remove(
 fn suspects(context: &Context) -> Vec<(VolumeGroup, LogicalVolume, VolumeTags)> {
     let state = context.inventory.get();
     let mut found = Vec::new();
-    for group in &state.groups {
+    for group in state.groups.iter().filter(|group| context.owner.acts_on(&group.tags)) {
         for volume in &group.logical_volumes {
             let Some(tags) = VolumeTags::parse(&volume.tags) else {
                 continue;
@@ -144,12 +144,13 @@ enum Owner {
     Nobody,
 }
 
-async fn owner(context: &Context, tags: &VolumeTags) -> Result<Owner, kube::Error> {
+async fn owner(context: &Context, group: &VolumeGroup, tags: &VolumeTags) -> Result<Owner, kube::Error> {
     let claim_uid = tags.claim_uid.as_str();
     let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
     if let Some(volume) = volumes.get_opt(&volume_name(claim_uid)).await? {
         // While this node was gone its claim was served by another one.
-        let is_here = ours(&volume).is_none_or(|our| our.node == context.node);
+        // A disk can be moved from node to node too: then its PersistentVolume names this very group.
+        let is_here = ours(&volume).is_none_or(|our| our.node == context.node || our.volume_group_uuid == group.uuid);
         return Ok(if is_here { Owner::Somebody } else { Owner::OtherNode });
     }
     // Nobody can want what is wiped in part.

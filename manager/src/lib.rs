@@ -9,15 +9,18 @@ mod crash_points;
 
 pub mod args;
 pub mod capacity;
+pub mod cluster;
 pub mod context;
 pub mod delete;
 pub mod disk_faults;
+pub mod disk_record;
 pub mod disks;
 pub mod immediate;
 pub mod inventory;
 pub mod leftovers;
 pub mod liveness;
 pub mod lvm;
+pub mod lvm_devices;
 pub mod machine;
 pub mod metrics;
 pub mod node_local_storage;

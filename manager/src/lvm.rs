@@ -42,6 +42,10 @@ use volumes::metadata_needed;
 
 /// The volume groups of a node and what can be done with them.
 pub trait Lvm: Send + Sync {
+    /// From now on LVM opens these devices and no others; whether they are others than before. Each is a path under /dev, which
+    /// may be a link. A volume group with a disk that is left out is partial, and one without any is not listed.
+    fn allow_devices(&self, devices: Vec<String>) -> bool;
+
     /// Reads everything, in one command.
     fn report(&self) -> BoxFuture<'_, Result<State, ReportError>>;
 

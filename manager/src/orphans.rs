@@ -88,7 +88,7 @@ pub async fn sweep(context: &Context, policy: Policy, grace: Duration, counts: &
         return Err(SweepError::Incomplete(incomplete.clone()));
     }
     let mut orphans = Vec::new();
-    for group in &state.groups {
+    for group in state.groups.iter().filter(|group| context.owner.acts_on(&group.tags)) {
         for volume in &group.logical_volumes {
             if let Some(tags) = suspect(volume, context) {
                 orphans.push((group, volume, tags));

@@ -16,7 +16,7 @@ use quarry_crds::claim::{self, VolumeMode};
 use quarry_crds::names::{HOSTNAME_LABEL, SELECTED_NODE, volume_name};
 use quarry_crds::persistent_volume::{self, Placed};
 use quarry_crds::provisioning::{Provision, Step, step};
-use quarry_crds::tags::{VolumeState, VolumeTags};
+use quarry_crds::tags::{Owner, VolumeState, VolumeTags};
 use quarry_process::events::Saying;
 use serde_json::json;
 use thiserror::Error;
@@ -112,7 +112,8 @@ async fn serve(
     }
     let begun = Instant::now();
     // The watch can lag behind: what is there was perhaps handed out already, and must not be wiped again then.
-    if let Some((group, volume)) = find(&context.inventory.get(), &name)
+    let wanted = &provision.parameters.volume_group;
+    if let Some((group, volume)) = find(&context.inventory.get(), wanted, &name)
         && is_handed_out(&provision.request.uid, context).await?
     {
         context.ready_tags.mark(group.reference_to(volume));
@@ -183,10 +184,10 @@ async fn find_or_create(
     let wanted = &provision.parameters.volume_group;
     let name = volume_name(&request.uid);
     let state = context.inventory.get();
-    if let Some((group, volume)) = find(&state, &name) {
+    if let Some((group, volume)) = find(&state, wanted, &name) {
         return reuse(group, volume, wanted, provision, context).await;
     }
-    if let Some((group, volume)) = renamed(&state, &request.uid) {
+    if let Some((group, volume)) = renamed(&state, &context.owner, &request.uid) {
         return Err(ProvisionError::NameTaken(format!(
             "node {}: the logical volume of this claim was renamed to {}/{}; rename it back with \"lvrename {} {} {name}\"",
             context.node, group.name, volume.name, group.name, volume.name
@@ -318,7 +319,8 @@ async fn give_back(
         tracing::warn!(%incomplete, "LVM sees only a part; the claim is kept");
         return Ok(Action::requeue(Duration::from_secs(5)));
     }
-    if find(&state, &volume_name(&provision.request.uid)).is_some() {
+    let name = volume_name(&provision.request.uid);
+    if find(&state, &no_volume.volume_group, &name).is_some() {
         // Seen only now: whose it is, and whether it was handed out, is to be looked at first.
         return Ok(Action::requeue(Duration::from_millis(200)));
     }
@@ -405,18 +407,17 @@ pub async fn remove(group: &VolumeGroup, volume: &LogicalVolume, context: &Conte
     Ok(())
 }
 
-/// The volume of that name, in whichever group.
+/// The volume of that name in the groups of that name: what is in others was not made for a claim of this class.
 #[must_use]
-pub fn find<'a>(state: &'a State, name: &str) -> Option<(&'a VolumeGroup, &'a LogicalVolume)> {
+pub fn find<'a>(state: &'a State, volume_group: &'a str, name: &str) -> Option<(&'a VolumeGroup, &'a LogicalVolume)> {
     state
-        .groups
-        .iter()
+        .groups_named(volume_group)
         .find_map(|group| Some((group, group.volume_named(name)?)))
 }
 
 /// The volume of ours of a claim that has another name than it was given.
 #[must_use]
-pub fn renamed<'a>(state: &'a State, claim_uid: &str) -> Option<(&'a VolumeGroup, &'a LogicalVolume)> {
+pub fn renamed<'a>(state: &'a State, owner: &Owner, claim_uid: &str) -> Option<(&'a VolumeGroup, &'a LogicalVolume)> {
     let name = volume_name(claim_uid);
     let of_claim = |volume: &&LogicalVolume| {
         volume.name != name && VolumeTags::parse(&volume.tags).is_some_and(|tags| tags.claim_uid == claim_uid)
@@ -424,6 +425,7 @@ pub fn renamed<'a>(state: &'a State, claim_uid: &str) -> Option<(&'a VolumeGroup
     state
         .groups
         .iter()
+        .filter(|group| owner.acts_on(&group.tags))
         .find_map(|group| Some((group, group.logical_volumes.iter().find(of_claim)?)))
 }
 

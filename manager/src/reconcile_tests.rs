@@ -4,6 +4,7 @@ mod bench;
 mod by_hand;
 mod classes;
 mod deletion;
+mod devices;
 mod disk_faults;
 mod fakes;
 mod groups;

@@ -1,5 +1,6 @@
 //! Starts everything, in the order that matters: volumes are active before anything else, then objects are watched.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,13 +15,15 @@ use kube::{Api, Client, Resource};
 use prometheus_client::registry::Registry;
 use quarry_crds::names::{EVENT_COMPONENT, NODE_LABEL};
 use quarry_crds::orphans::Policy;
-use quarry_crds::{NodeLocalStorage, labels, tags};
+use quarry_crds::tags::Owner;
+use quarry_crds::{NodeLocalStorage, labels};
 use quarry_process::events::Events;
 use quarry_process::{Ready, Shutdown};
 use tokio::sync::Notify;
 
 use crate::args::Args;
-use crate::context::{Context, Objects};
+use crate::context::{Context, Disks as _, Objects};
+use crate::disk_record::DiskRecords;
 use crate::disks::Prober;
 use crate::inventory::Inventory;
 use crate::liveness::{self, Pulse};
@@ -37,7 +40,7 @@ use crate::wake::{self, Wake};
 use crate::watches::{self, Touched, asked, reflect};
 use crate::wipe::Eraser;
 use crate::wipe::Wipes;
-use crate::{capacity, delete, leftovers, machine, node_lock, orphans, provision};
+use crate::{capacity, cluster, delete, leftovers, machine, node_lock, orphans, provision};
 
 /// How long the last volumes that were handed out may take to be marked, at the end.
 const MARKED_WITHIN: Duration = Duration::from_secs(30);
@@ -73,20 +76,35 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             ..Limits::default()
         },
         observer: Some(observer),
+        devices: Some(Vec::new()),
         ..HostOptions::default()
     };
     let lvm: Arc<dyn Lvm> = Arc::new(HostLvm::new(options).context("LVM cannot be used")?);
     let lvm_part = ready.part("LVM");
+    // Until the API server tells which disks are listed, only what is recorded is opened.
+    let disk_records = DiskRecords::open(&args.state).await;
+    let recorded = disk_records.get();
+    lvm.allow_devices(disks.for_lvm(Vec::new(), recorded.disks(), BTreeSet::new()).await);
     let Some(inventory) = open(&lvm, &shutdown).await else {
         return Ok(());
     };
-    activate(&*lvm, &inventory).await;
+    let mut owner = Owner {
+        node: args.node_name.clone(),
+        cluster: recorded.cluster,
+    };
+    activate(&*lvm, &inventory, &owner).await;
     crash_point!("start-after-activation");
     lvm_part.set();
 
     let client = Client::try_default()
         .await
         .context("the API server cannot be reached")?;
+    let cluster_part = ready.part("the cluster's UID");
+    let Some(cluster) = cluster::uid(&client, &shutdown).await else {
+        return Ok(());
+    };
+    owner.cluster = cluster;
+    cluster_part.set();
     let (objects, controllers, changed) = watch(&client, &args, &ready, &shutdown);
     let ready_tags = ReadyTags::default();
     // It ends after whatever hands volumes out.
@@ -108,6 +126,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         client,
         node: args.node_name.clone(),
         machine: machine::id(&args.proc).await,
+        owner,
+        disk_records,
         disks: Arc::new(disks),
         wiper: Arc::new(wiper),
         lvm: lvm.clone(),
@@ -160,9 +180,9 @@ pub(crate) async fn open(lvm: &Arc<dyn Lvm>, shutdown: &Shutdown) -> Option<Inve
 }
 
 /// Activates every volume of every group of ours, as is needed after a reboot before a pod can mount it.
-async fn activate(lvm: &dyn Lvm, inventory: &Inventory) {
+async fn activate(lvm: &dyn Lvm, inventory: &Inventory, owner: &Owner) {
     let state = inventory.get();
-    for group in state.groups.iter().filter(|group| tags::is_ours(&group.tags)) {
+    for group in state.groups.iter().filter(|group| owner.acts_on(&group.tags)) {
         if group.logical_volumes.iter().all(|volume| volume.active == Some(true)) {
             continue;
         }

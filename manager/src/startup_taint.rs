@@ -6,7 +6,6 @@ use k8s_openapi::api::core::v1::{Node, Taint};
 use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams};
 use quarry_crds::names::STARTUP_TAINT;
-use quarry_crds::tags;
 use serde_json::json;
 
 use crate::context::Context;
@@ -53,7 +52,7 @@ fn is_ours(taint: &Taint) -> bool {
 /// Whether no volume of a whole group waits to be activated. One that is not whole must not keep all pods away.
 fn is_active(context: &Context) -> bool {
     let state = context.inventory.get();
-    let groups = state.groups.iter().filter(|group| tags::is_ours(&group.tags));
+    let groups = state.groups.iter().filter(|group| context.owner.acts_on(&group.tags));
     let mut whole = groups.filter(|group| state.problem_of(group).is_none());
     whole.all(|group| group.logical_volumes.iter().all(|volume| volume.active != Some(false)))
 }

@@ -10,11 +10,11 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use quarry_crds::storage_class::ClassParameters;
-use quarry_crds::tags;
 use serde_json::{Value, json};
 
 use crate::context::Context;
 use crate::lvm::VolumeGroup;
+use crate::lvm_devices;
 
 /// Tag of a volume group that is to be taken down once no class names it and no volume is left.
 pub const DELETE_TAG: &str = "quarry.policy=delete";
@@ -34,6 +34,7 @@ pub async fn finish(context: &Context) -> bool {
             Ok(done) => {
                 tracing::info!("labels left on disks of a volume group that was taken down are removed");
                 context.inventory.set(done.state);
+                lvm_devices::forget(context, &noted).await;
             }
             Err(error) => {
                 tracing::warn!(%error, "labels of a volume group that was taken down are left on its disks");
@@ -101,7 +102,7 @@ pub async fn unused(context: &Context, named: &BTreeSet<String>) -> bool {
     }
     let is_unused = |group: &&VolumeGroup| {
         let wanted = named.contains(&group.name) || is_named_by_a_class(context, &group.name);
-        let asked = tags::is_ours(&group.tags) && group.tags.iter().any(|tag| tag == DELETE_TAG);
+        let asked = context.owner.acts_on(&group.tags) && group.tags.iter().any(|tag| tag == DELETE_TAG);
         !wanted && asked && state.problem_of(group).is_none() && group.logical_volumes.is_empty()
     };
     let unused: Vec<&VolumeGroup> = state.groups.iter().filter(is_unused).collect();
@@ -123,6 +124,8 @@ pub async fn unused(context: &Context, named: &BTreeSet<String>) -> bool {
             Ok(done) => {
                 crash_point!("group-after-vgremove");
                 context.inventory.set(done.state);
+                let disks = group.physical_volumes.iter().map(|pv| pv.uuid.clone());
+                lvm_devices::forget(context, &disks.collect()).await;
             }
             Err(error) => {
                 all = false;

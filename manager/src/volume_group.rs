@@ -10,7 +10,7 @@ use std::time::Duration;
 use quarry_crds::disk_faults::DiskFault;
 use quarry_crds::node_local_storage::DiskStatus;
 use quarry_crds::storage_class::{ClassParameters, VolumeGroupPolicy};
-use quarry_crds::tags::{self, VERSION_TAG};
+use quarry_crds::tags::{self, Owner, Ownership, VERSION_TAG};
 use quarry_crds::volume_group::{Action, DiskStanding, Found, Known, ListedDisk, Plan, Situation, plan};
 use quarry_crds::{Extents, NodeLocalStorage};
 use quarry_process::events::Saying;
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::context::{Context, Listing, Probed};
 use crate::lvm::{CreateGroup, LogicalVolume, PhysicalVolume, ReportError, State, VolumeGroup};
-use crate::{capacity, disk_faults, node_local_storage, returned, take_down};
+use crate::{capacity, disk_faults, lvm_devices, node_local_storage, returned, take_down};
 
 /// Below this, in bytes, the metadata area may not hold another volume: about 32 volumes' worth.
 const METADATA_LOW: u64 = 16 * 1024;
@@ -136,18 +136,14 @@ pub enum Pass {
 pub async fn pass(context: &Context) -> Result<Pass, GroupError> {
     let mut looked = context.groups.one.lock().await;
     node_local_storage::follow_classes(context).await?;
+    lvm_devices::renew(context).await;
     let mut complete = take_down::finish(context).await;
+    complete &= returned::claim(context, &names_of(context)).await;
     complete &= returned::restore(context).await;
     complete &= returned::activate(context).await;
     complete &= disk_faults::renew_stale(context).await;
     let state = context.inventory.get();
-    let names: BTreeSet<String> = context
-        .objects
-        .storages
-        .state()
-        .iter()
-        .map(|storage| storage.spec.volume_group.clone())
-        .collect();
+    let names = names_of(context);
     let mut listings = Vec::new();
     for storage in by_age(context, &names) {
         listings.extend(storage.spec.disks.iter().map(|disk| Listing {
@@ -207,6 +203,7 @@ pub async fn pass(context: &Context) -> Result<Pass, GroupError> {
         disk_faults::tell(context, name, own_group(context, name, &state), &faults).await;
     }
     complete &= take_down::unused(context, &names).await;
+    lvm_devices::record(context).await;
     if !complete {
         *looked = None;
     }
@@ -234,6 +231,15 @@ async fn look(context: &Context, looked: &mut Option<Looked>, listings: &[Listin
         probed: probed.clone(),
     });
     probed
+}
+
+/// The volume groups that NodeLocalStorages of this node name.
+fn names_of(context: &Context) -> BTreeSet<String> {
+    let storages = context.objects.storages.state();
+    storages
+        .iter()
+        .map(|storage| storage.spec.volume_group.clone())
+        .collect()
 }
 
 fn by_age(context: &Context, names: &BTreeSet<String>) -> Vec<Arc<NodeLocalStorage>> {
@@ -281,7 +287,7 @@ fn situation<'a>(context: &'a Context, name: &'a str, state: &'a State, disks: V
         held: held.into_iter().collect(),
         machine: context.machine.as_deref(),
         recorded_disks,
-        found: found(state, name),
+        found: found(state, name, &context.owner),
         incomplete: state.incomplete.as_deref(),
         disks,
     }
@@ -301,7 +307,7 @@ fn own_group<'a>(context: &Context, name: &'a str, state: &'a State) -> Option<&
     };
     state
         .groups_named(name)
-        .find(|group| tags::is_ours(&group.tags) && recorded(&group.uuid))
+        .find(|group| context.owner.acts_on(&group.tags) && recorded(&group.uuid))
 }
 
 fn recorded_disks(context: &Context, name: &str) -> Vec<DiskStatus> {
@@ -310,14 +316,20 @@ fn recorded_disks(context: &Context, name: &str) -> Vec<DiskStatus> {
     statuses.flat_map(|status| status.disks.clone()).collect()
 }
 
-fn found(state: &State, name: &str) -> Found {
+fn found(state: &State, name: &str, owner: &Owner) -> Found {
     let mut named = state.groups_named(name);
     match (named.next(), named.count()) {
         (None, _) => Found::None,
         (Some(_), others @ 1..) => Found::Several(others + 1),
         (Some(group), 0) => match tags::unknown_version(&group.tags) {
             Some(tag) => Found::OtherVersion(tag.to_owned()),
-            None => one(state, group),
+            None => match owner.ownership(&group.tags) {
+                Ownership::Another { tags } if tags::is_ours(&group.tags) => Found::OfAnotherNode {
+                    hand_over: owner.hand_over(name, &tags),
+                    tags,
+                },
+                _ => one(state, group),
+            },
         },
     }
 }
@@ -343,6 +355,7 @@ async fn carry_out(context: &Context, name: &str, action: &Action) -> Option<Str
         Action::Create(devices) => {
             tracing::info!(volume_group = name, ?devices, "making the volume group");
             let mut tags = vec![VERSION_TAG.to_owned()];
+            tags.extend(context.owner.tags());
             tags.extend(policy(context, name).then(|| take_down::DELETE_TAG.to_owned()));
             let request = CreateGroup {
                 name: name.to_owned(),
@@ -455,8 +468,8 @@ pub fn usable(context: &Context, name: &str) -> Result<VolumeGroup, String> {
         .groups_named(name)
         .next()
         .ok_or_else(|| format!("volume group {name} is missing"))?;
-    if !tags::is_ours(&group.tags) {
-        return Err(format!("volume group {name} was not made by Quarry"));
+    if !context.owner.acts_on(&group.tags) {
+        return Err(format!("volume group {name} was not made by Quarry on this node"));
     }
     match state.problem_of(group) {
         Some(problem) => Err(format!("volume group {name}: {problem}")),

@@ -33,6 +33,9 @@ pub struct DiskFacts {
     pub aliases: Vec<String>,
     /// Devices of its partitions.
     pub partitions: Vec<String>,
+    /// What it is made of itself, however deep: the disk of a partition, the members of an array, what a device of device-mapper
+    /// lies on.
+    pub made_of: Vec<DeviceKind>,
     /// Devices that are made of it or of its partitions: logical volumes, arrays, multipath and encrypted devices.
     pub holders: Vec<String>,
     /// Where it, a partition or a holder of it is mounted.
@@ -45,6 +48,8 @@ pub struct DiskFacts {
     pub signatures: Vec<Signature>,
     /// What LVM says of it.
     pub membership: Option<Membership>,
+    /// Programs that have it open, and what else uses it without a claim that the kernel would enforce.
+    pub users: Vec<String>,
     /// Whether it could be opened exclusively; the error where it could not.
     pub exclusive: Result<(), String>,
     /// What could not be found out. Anything here refuses the disk.
@@ -85,6 +90,31 @@ pub enum DeviceKind {
     Memory,
     /// Something else.
     Other(String),
+}
+
+impl DeviceKind {
+    /// Whether it is a volume that somebody made for somebody else's data: a logical volume, or a loop device over one or over a
+    /// file of kubelet, which makes such a device for each raw volume of a pod. Whoever uses the volume decides what is on it.
+    #[must_use]
+    pub fn is_volume(&self) -> bool {
+        match self {
+            Self::DeviceMapper { uuid, .. } => uuid.starts_with("LVM-"),
+            Self::Loop { backing_file } => {
+                ["/var/lib/kubelet/", "/dev/"]
+                    .iter()
+                    .any(|start| backing_file.starts_with(start))
+                    || ["/volumeDevices/", "/kubernetes.io~"]
+                        .iter()
+                        .any(|part| backing_file.contains(part))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether it can keep data at all.
+    const fn keeps_data(&self) -> bool {
+        !matches!(self, Self::Rom | Self::Memory | Self::Other(_))
+    }
 }
 
 /// Something that is recognised on a disk.
@@ -137,6 +167,22 @@ impl DiskFacts {
     #[must_use]
     pub fn lasting_name(&self) -> Option<&str> {
         self.aliases.first().map(String::as_str)
+    }
+
+    /// Whether it, or something that it is made of, is a volume: see [`DeviceKind::is_volume`].
+    #[must_use]
+    pub fn is_on_a_volume(&self) -> bool {
+        std::iter::once(&self.kind)
+            .chain(&self.made_of)
+            .any(DeviceKind::is_volume)
+    }
+
+    /// Whether LVM may open it, where it is listed or recorded. What is on a volume is never read for a decision, and to open a
+    /// suspended device could take for ever.
+    #[must_use]
+    pub fn may_be_opened_by_lvm(&self) -> bool {
+        let suspended = matches!(self.kind, DeviceKind::DeviceMapper { suspended: true, .. });
+        self.kind.keeps_data() && !suspended && !self.is_on_a_volume()
     }
 
     /// What identifies the disk itself, for people.

@@ -42,6 +42,8 @@ pub enum Reason {
     LoopOfKubelet(String),
     /// It is a logical volume itself.
     LogicalVolume,
+    /// It is made of a logical volume, or of a loop device over one or over a file of kubelet.
+    OnAVolume,
     /// It is suspended.
     Suspended,
     /// It refuses to be written.
@@ -63,6 +65,8 @@ pub enum Reason {
     Swap(Vec<String>),
     /// Other devices are made of it.
     Holders(Vec<String>),
+    /// Programs have it open, or something uses it without telling the kernel.
+    Users(Vec<String>),
     /// Somebody has it open exclusively.
     NotExclusive(String),
     /// It carries something known.
@@ -145,6 +149,10 @@ impl fmt::Display for Reason {
                 )
             }
             Self::LogicalVolume => write!(f, "is a logical volume of LVM; list the disk or partition itself"),
+            Self::OnAVolume => write!(
+                f,
+                "is made of a logical volume or of a raw volume of a pod; list a disk or partition of its own"
+            ),
             Self::Suspended => write!(
                 f,
                 "is suspended; see \"dmsetup info\", and resume it with \"dmsetup resume\""
@@ -195,6 +203,7 @@ impl fmt::Display for Reason {
                 if holders.len() == 1 { "is" } else { "are" },
                 if holders.len() == 1 { "that" } else { "those" },
             ),
+            Self::Users(users) => write!(f, "is in use: {}; list another disk, or end what uses it", some(users)),
             Self::NotExclusive(error) => write!(
                 f,
                 "is in use by a program that cannot be named here ({error}); see \"fuser -v\" and \"lsblk\", or list \

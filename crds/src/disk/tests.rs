@@ -27,6 +27,8 @@ fn blank() -> DiskFacts {
             "/dev/disk/by-path/pci-0000:00:04.0-nvme-1".into(),
         ],
         partitions: vec![],
+        made_of: vec![],
+        users: vec![],
         holders: vec![],
         mounts: vec![],
         swaps: vec![],
@@ -51,6 +53,66 @@ fn text(facts: &DiskFacts) -> String {
     judge(facts, WANTED)
         .rejection()
         .unwrap_or_else(|| panic!("{facts:?} must be refused"))
+}
+
+#[test]
+fn what_programs_have_open_is_in_use() {
+    let used = DiskFacts {
+        users: vec!["open by process 7 (mysqld)".into()],
+        ..blank()
+    };
+    assert_eq!(
+        text(&used),
+        "is in use: open by process 7 (mysqld); list another disk, or end what uses it"
+    );
+}
+
+#[test]
+fn lvm_opens_nothing_that_is_on_a_volume() {
+    let file = |backing_file: &str| DeviceKind::Loop {
+        backing_file: backing_file.into(),
+    };
+    let mapped = |uuid: &str, suspended| DeviceKind::DeviceMapper {
+        name: "x".into(),
+        uuid: uuid.into(),
+        suspended,
+    };
+    let kubelet = "/var/lib/kubelet/plugins/kubernetes.io/local-volume/volumeDevices/pvc-a/0c2f";
+    let elsewhere = "/data/kubelet/plugins/kubernetes.io/local-volume/volumeDevices/pvc-a/0c2f";
+    let part = DeviceKind::Partition {
+        disk: "/dev/loop0".into(),
+        label: None,
+    };
+    let of = |kind: &DeviceKind, made_of: &[DeviceKind]| DiskFacts {
+        kind: kind.clone(),
+        made_of: made_of.to_vec(),
+        ..blank()
+    };
+    let volume = mapped("LVM-abc", false);
+    for (kind, made_of) in [
+        (volume.clone(), vec![]),
+        (file(kubelet), vec![]),
+        (file(elsewhere), vec![]),
+        (file("/dev/fast/pvc-a"), vec![]),
+        (part.clone(), vec![file(kubelet)]),
+        (mapped("CRYPT-LUKS2-1", false), vec![volume.clone()]),
+        (DeviceKind::Raid, vec![DeviceKind::Disk, volume]),
+    ] {
+        let facts = of(&kind, &made_of);
+        assert!(!facts.may_be_opened_by_lvm(), "{facts:?}");
+        assert!(matches!(judge(&facts, WANTED), Verdict::Rejected(_)), "{facts:?}");
+    }
+    for kind in [mapped("mpath-1", true), DeviceKind::Rom, DeviceKind::Memory] {
+        assert!(!of(&kind, &[]).may_be_opened_by_lvm(), "{kind:?}");
+    }
+    for (kind, made_of) in [
+        (DeviceKind::Disk, vec![]),
+        (part, vec![DeviceKind::Disk]),
+        (mapped("mpath-1", false), vec![DeviceKind::Disk]),
+        (file("/srv/disk.img"), vec![]),
+    ] {
+        assert!(of(&kind, &made_of).may_be_opened_by_lvm(), "{kind:?}");
+    }
 }
 
 #[test]

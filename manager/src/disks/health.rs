@@ -79,6 +79,14 @@ impl Health {
     }
 }
 
+impl Health {
+    /// Whether a device does not answer at all, so that whoever opens it may wait for ever. One that answers with errors does not.
+    pub(crate) async fn hangs(&self, device: String) -> bool {
+        let _ = self.fault(device.clone()).await;
+        matches!(lock(&self.known).get(&device), Some(Known::Reading(since)) if since.elapsed() >= PATIENCE)
+    }
+}
+
 /// Reads a block at the beginning, in the middle and at the end; where and how it failed.
 fn read(device: &Path) -> Result<(), String> {
     let told = |error: io::Error| error.to_string();

@@ -1,5 +1,6 @@
 //! The disks of NodeLocalStorages, looked at.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::FutureExt as _;
@@ -9,6 +10,7 @@ use quarry_crds::volume_group::{DiskStanding, ListedDisk};
 
 use super::{Absent, Asked, Found, Prober};
 use crate::context::{Disks, Listing, Probed};
+use crate::disk_record::RecordedDisk;
 use crate::lvm::State;
 
 impl Disks for Prober {
@@ -40,6 +42,23 @@ impl Disks for Prober {
 
     fn fault(&self, device: String) -> BoxFuture<'_, Option<String>> {
         self.host.health.fault(device).boxed()
+    }
+
+    fn for_lvm(
+        &self,
+        listed: Vec<String>,
+        recorded: Vec<RecordedDisk>,
+        members: BTreeSet<(u32, u32)>,
+    ) -> BoxFuture<'_, Vec<String>> {
+        Self::for_lvm(self, listed, recorded, members).boxed()
+    }
+
+    fn having_labels(&self, physical_volumes: BTreeSet<String>) -> BoxFuture<'_, BTreeMap<String, Vec<String>>> {
+        Self::having_labels(self, physical_volumes).boxed()
+    }
+
+    fn names_of(&self, numbers: BTreeSet<(u32, u32)>) -> BoxFuture<'_, BTreeMap<(u32, u32), Vec<String>>> {
+        Self::names_of(self, numbers).boxed()
     }
 
     fn stands_on(&self, device: (u32, u32), others: &[(u32, u32)]) -> Option<bool> {

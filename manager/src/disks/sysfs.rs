@@ -93,6 +93,11 @@ impl Sysfs {
         }
     }
 
+    /// Where sysfs is.
+    pub(crate) fn sys(&self) -> &Path {
+        &self.sys
+    }
+
     /// What is there for as long as udev has events to handle (libudev, `udev_queue_get_queue_is_empty`).
     pub(crate) fn udev_queue(&self) -> PathBuf {
         self.udev.with_file_name("queue")
@@ -144,6 +149,8 @@ impl Sysfs {
                 .filter(|wwn| !wwn.starts_with("t10.")),
             rotational: read(&disk, "queue/rotational").map(|text| text == "1"),
             aliases: Vec::new(),
+            made_of: self.made_of(&directory),
+            users: Vec::new(),
             partitions: parts.iter().map(|part| device(part)).collect(),
             holders: holders.into_iter().map(|holder| shown(&self.sys, &holder)).collect(),
             mounts: Vec::new(),
@@ -247,6 +254,31 @@ impl Sysfs {
             }
         }
         family
+    }
+
+    /// What the device in a directory of sysfs is made of, however deep.
+    fn made_of(&self, directory: &Path) -> Vec<DeviceKind> {
+        let mut found = Vec::new();
+        let mut seen = BTreeSet::new();
+        let mut left = vec![directory.to_owned()];
+        while let Some(directory) = left.pop() {
+            let is_partition = directory.join("partition").exists();
+            let disk = directory.parent().filter(|_| is_partition).map(Path::to_owned);
+            let slaves = names_in(&directory.join("slaves")).into_iter().filter_map(|name| {
+                // A slave may be a partition, which is not in /sys/block: its link leads to it.
+                fs::canonicalize(directory.join("slaves").join(name)).ok()
+            });
+            for below in disk.into_iter().chain(slaves) {
+                if !seen.insert(below.clone()) {
+                    continue;
+                }
+                let number = number_of(&below).unwrap_or_default();
+                let is_partition = below.join("partition").exists();
+                found.push(self.kind(&self.name(&below), &below, is_partition, &self.udev(number)));
+                left.push(below);
+            }
+        }
+        found
     }
 
     /// What a device of device-mapper is made of; `None` for any other, and for one that is gone.

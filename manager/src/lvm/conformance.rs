@@ -75,6 +75,7 @@ fn request(group: &VolumeGroup, name: &str, extents: u64) -> CreateVolume {
 pub async fn conformance(lvm: &dyn Lvm, devices: &[String]) -> Result<(), Deviation> {
     ensure("two devices or more are given", devices.len() >= 2, devices)?;
     let group = groups(lvm, devices).await?;
+    allowed_devices(lvm, devices, &group).await?;
     volumes(lvm, &group).await?;
     changes(lvm, &group).await?;
     limits(lvm, &group).await?;
@@ -183,6 +184,34 @@ async fn groups(lvm: &dyn Lvm, devices: &[String]) -> Result<VolumeGroup, Deviat
     let tagged = expect("tag it", lvm.tag_group(group, vec!["quarry.test=1".to_owned()]).await)?.value;
     ensure("it has both tags", tagged.tags.len() == 2, &tagged)?;
     Ok(tagged)
+}
+
+async fn allowed_devices(lvm: &dyn Lvm, devices: &[String], group: &VolumeGroup) -> Result<(), Deviation> {
+    let one = devices[..1].to_vec();
+    ensure("some devices are left out", lvm.allow_devices(one.clone()), &one)?;
+    ensure("the same again is no change", !lvm.allow_devices(one.clone()), &one)?;
+    let state = expect("read with fewer devices", lvm.report().await)?;
+    let seen = state.group(&group.uuid);
+    let lacks = |seen: &VolumeGroup| seen.physical_volumes.iter().filter(|pv| pv.missing).count() == devices.len() - 1;
+    ensure(
+        "what is left out is missing",
+        seen.is_some_and(|seen| seen.partial && lacks(seen)),
+        seen,
+    )?;
+    refused!(
+        "make a volume meanwhile",
+        lvm.create_volume(request(group, "pvc-a", 1)).await.map(|made| Done {
+            value: made.value,
+            state: State::default()
+        }),
+        CreateVolumeError::GroupUnusable { .. }
+    );
+    lvm.allow_devices(Vec::new());
+    let state = expect("read without any device", lvm.report().await)?;
+    ensure("nothing is seen", state == State::default(), &state)?;
+    lvm.allow_devices(devices.to_vec());
+    let state = expect("read with all of them", lvm.report().await)?;
+    ensure("all is as before", state.group(&group.uuid) == Some(group), &state)
 }
 
 async fn volumes(lvm: &dyn Lvm, group: &VolumeGroup) -> Result<(), Deviation> {

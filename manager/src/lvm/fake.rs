@@ -60,6 +60,10 @@ struct Inner {
     journal: Vec<Mutation>,
     /// Devices that were taken away, and the physical volumes on them.
     lost: BTreeMap<String, String>,
+    /// The devices that LVM may open; all where none are named.
+    allowed: Option<Vec<String>>,
+    /// Links to devices.
+    links: BTreeMap<String, String>,
     next: u64,
 }
 
@@ -93,6 +97,8 @@ impl FakeLvm {
                 held_read: None,
                 journal: Vec::new(),
                 lost: BTreeMap::new(),
+                allowed: None,
+                links: BTreeMap::new(),
                 next: 0,
             }),
         })
@@ -141,6 +147,18 @@ impl FakeLvm {
     /// Changes the state by hand, as an administrator or a broken disk would.
     pub fn by_hand<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         change(&mut self.backend().lock().state)
+    }
+
+    /// Makes a link to a device, as udev does.
+    pub fn link(&self, link: &str, device: &str) {
+        let inner = &mut *self.backend().lock();
+        inner.links.insert(link.to_owned(), device.to_owned());
+    }
+
+    /// The devices that LVM may open, as they were named; `None` where it may open all.
+    #[must_use]
+    pub fn allowed(&self) -> Option<Vec<String>> {
+        self.backend().lock().allowed.clone()
     }
 
     /// Says whether a disk carries something, so that LVM would ask before it takes it.
@@ -225,7 +243,7 @@ impl Backend for Fake {
         let inner = &mut *self.lock();
         let result = match inner.bad_reads.pop_front().flatten() {
             Some(problem) => Err(ReportError::Output(problem)),
-            None => Ok(inner.state.clone()),
+            None => Ok(inner.visible()),
         };
         match inner.held_read.take() {
             Some(held) => held.map(|_| result).boxed(),
@@ -263,6 +281,14 @@ impl Backend for Fake {
                 }),
         };
         futures::future::ready(result).boxed()
+    }
+
+    fn allow(&self, devices: Vec<String>) -> bool {
+        let inner = &mut *self.lock();
+        let new = Some(devices);
+        let changed = inner.allowed != new;
+        inner.allowed = new;
+        changed
     }
 
     fn seen(&self, request: &CreateVolume) -> BoxFuture<'_, Option<LogicalVolume>> {

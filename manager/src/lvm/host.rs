@@ -1,6 +1,7 @@
 //! The LVM of this host, through the `lvm` binary.
 
 use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -21,9 +22,8 @@ pub struct HostOptions {
     pub limits: Limits,
     /// Told of every command.
     pub observer: Option<Observer>,
-    /// The only devices that LVM shall see; empty for all that `lvm.conf` lets it see. A volume group with a device that
-    /// is left out looks broken.
-    pub devices: Vec<String>,
+    /// The only devices that LVM opens at first, see [`super::Lvm::allow_devices`]; `None` for all that `lvm.conf` lets it open.
+    pub devices: Option<Vec<String>>,
     /// Only metadata: no device of a volume appears, and nothing is wiped. For tests on a kernel without device-mapper;
     /// volumes made so must never be handed out.
     pub metadata_only: bool,
@@ -33,7 +33,7 @@ pub struct HostOptions {
 pub struct Host {
     lvm: Program,
     observer: Option<Observer>,
-    devices: Vec<String>,
+    devices: RwLock<Option<Vec<String>>>,
     metadata_only: bool,
 }
 
@@ -58,7 +58,7 @@ impl HostLvm {
         Ok(Self::over(Host {
             lvm,
             observer,
-            devices,
+            devices: RwLock::new(devices),
             metadata_only,
         }))
     }
@@ -172,13 +172,25 @@ impl Host {
         if self.metadata_only {
             common.extend(["--driverloaded", "n", "--config", "backup { backup=0 archive=0 }"].map(str::to_owned));
         }
-        if !self.devices.is_empty() {
-            common.extend(["--devices".to_owned(), self.devices.join(",")]);
+        if let Some(devices) = self.devices().as_ref() {
+            common.extend(["--devices".to_owned(), devices.join(",")]);
         }
         line.with(common)
     }
 
+    fn devices(&self) -> RwLockReadGuard<'_, Option<Vec<String>>> {
+        self.devices.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether LVM may open no device at all, which cannot be said on its command line.
+    fn has_no_device(&self) -> bool {
+        self.devices().as_ref().is_some_and(Vec::is_empty)
+    }
+
     async fn report(&self) -> Result<State, ReportError> {
+        if self.has_no_device() {
+            return Ok(State::default());
+        }
         // -a: hidden volumes also. --foreign, --shared: groups that are not for this host are seen, and left alone.
         let mut line = Line::new(
             "fullreport",
@@ -256,8 +268,17 @@ impl Backend for Host {
             _ => None,
         };
         let nodes = nodes.map(|group| self.finish(Line::new("vgmknodes", &[]).with([group.clone()])));
+        let nothing = self.has_no_device();
         let line = self.finish(self.line(mutation));
         async move {
+            if nothing {
+                return Err(CommandError {
+                    command: format!("lvm {}", line.label),
+                    exit: Exit::NotStarted(Arc::new(std::io::Error::other("LVM may open no device"))),
+                    stderr: String::new(),
+                    duration: std::time::Duration::ZERO,
+                });
+            }
             let result = self.lvm.run(line.label, line.arguments).await;
             if let Some(nodes) = nodes {
                 self.lvm.run(nodes.label, nodes.arguments).await?;
@@ -265,6 +286,14 @@ impl Backend for Host {
             result.map(drop)
         }
         .boxed()
+    }
+
+    fn allow(&self, devices: Vec<String>) -> bool {
+        let mut allowed = self.devices.write().unwrap_or_else(PoisonError::into_inner);
+        let new = Some(devices);
+        let changed = *allowed != new;
+        *allowed = new;
+        changed
     }
 
     fn seen(&self, request: &CreateVolume) -> BoxFuture<'_, Option<LogicalVolume>> {

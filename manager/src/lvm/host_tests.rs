@@ -53,7 +53,7 @@ impl Drop for Loops {
 
 fn metadata_only(devices: &[String]) -> Option<HostLvm> {
     HostLvm::new(HostOptions {
-        devices: devices.to_vec(),
+        devices: Some(devices.to_vec()),
         metadata_only: true,
         ..HostOptions::default()
     })

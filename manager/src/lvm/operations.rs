@@ -20,6 +20,8 @@ pub trait Backend: Send + Sync + 'static {
     fn execute(&self, mutation: Mutation) -> BoxFuture<'_, Result<(), CommandError>>;
     /// The volume that was just made as asked, by the kernel's word; `None` where that does not show all of it.
     fn seen(&self, request: &CreateVolume) -> BoxFuture<'_, Option<LogicalVolume>>;
+    /// From now on LVM opens these devices only; whether that is a change.
+    fn allow(&self, devices: Vec<String>) -> bool;
 }
 
 /// One command that changes something. Names in it are current, and the identities have been checked.
@@ -298,6 +300,10 @@ pub(super) fn has_all(tags: &[String], wanted: &[String]) -> bool {
 }
 
 impl<B: Backend> Lvm for Engine<B> {
+    fn allow_devices(&self, devices: Vec<String>) -> bool {
+        self.shared.backend.allow(devices)
+    }
+
     fn report(&self) -> BoxFuture<'_, Result<State, ReportError>> {
         Box::pin(self.shared.read())
     }

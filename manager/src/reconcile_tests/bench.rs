@@ -10,6 +10,7 @@ use kube::runtime::reflector::store::Writer;
 use kube::runtime::{reflector, watcher};
 use prometheus_client::registry::Registry;
 use quarry_crds::names::{EVENT_COMPONENT, PROVISIONER, SELECTED_NODE, STORAGE_PROVISIONER};
+use quarry_crds::tags::Owner;
 use quarry_crds::{Bytes, NodeLocalStorage};
 use quarry_process::events::Events;
 use serde::de::DeserializeOwned;
@@ -18,10 +19,11 @@ use serde_json::{Value, json};
 use super::fakes::{FakeWiper, Log, Probe};
 use crate::context::{Context, Objects};
 use crate::delete::{self, DeleteError};
+use crate::disk_record::DiskRecords;
 use crate::fake_api::FakeApi;
 use crate::inventory::Inventory;
 use crate::lvm::fake::Fault;
-use crate::lvm::{CreateVolume, FakeLvm, LogicalVolume, Lvm as _};
+use crate::lvm::{CreateVolume, FakeLvm, GroupRef, LogicalVolume, Lvm as _};
 use crate::metrics::Metrics;
 use crate::orphans::Orphans;
 use crate::provision::{self, ProvisionError};
@@ -82,6 +84,14 @@ pub fn class(mode: &str) -> Value {
     })
 }
 
+/// Whose volume groups the manager of the bench acts upon.
+pub fn owner() -> Owner {
+    Owner {
+        node: "w1".to_owned(),
+        cluster: "cluster-1".to_owned(),
+    }
+}
+
 /// A claim of the UID `u-1`.
 pub fn claim(selected: Option<&str>, size: &str) -> Value {
     let mut claim = json!({
@@ -118,6 +128,9 @@ impl Bench {
     /// A node with a class on which nothing was made yet.
     pub async fn bare(class: Value) -> Self {
         let lvm = Arc::new(FakeLvm::new(&[(DEVICE, Bytes::gib(1)), (SECOND_DEVICE, Bytes::gib(1))]));
+        for (link, device) in [(DISK, DEVICE), (SECOND_DISK, SECOND_DEVICE)] {
+            lvm.link(link, device);
+        }
         let log = Log::default();
         let (to, journal) = (log.clone(), Arc::clone(&lvm));
         let api = FakeApi::new(move |line| to.add(&journal, line));
@@ -138,6 +151,8 @@ impl Bench {
             client: api.client(),
             node: "w1".to_owned(),
             machine: Some("m-1".to_owned()),
+            owner: owner(),
+            disk_records: DiskRecords::default(),
             lvm: lvm.clone(),
             inventory: Inventory::open(lvm.clone()).await.expect("read"),
             disks: disks.clone(),
@@ -190,6 +205,12 @@ impl Bench {
     /// From now on there are these classes.
     pub fn set_classes(&mut self, classes: Vec<Value>) {
         fill(&mut self.writers.classes, classes);
+    }
+
+    /// From now on the disks of volume groups are recorded there.
+    pub fn keep_records(&mut self, records: DiskRecords) {
+        let context = Arc::get_mut(&mut self.context).expect("nobody else has it");
+        context.disk_records = records;
     }
 
     /// The manager has just started again, and no pass was made yet.
@@ -273,6 +294,11 @@ impl Bench {
     /// Makes a volume as if somebody else or a former process did; nobody has read of it yet.
     pub async fn make(&self, name: &str, extents: u64, tags: Vec<String>) -> LogicalVolume {
         let group = self.lvm.by_hand(|state| state.groups[0].reference());
+        self.make_in(group, name, extents, tags).await
+    }
+
+    /// The same in a group of choice.
+    pub async fn make_in(&self, group: GroupRef, name: &str, extents: u64, tags: Vec<String>) -> LogicalVolume {
         let create = CreateVolume {
             group,
             name: name.to_owned(),

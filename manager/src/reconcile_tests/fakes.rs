@@ -1,5 +1,6 @@
 //! Disks and wiping that are pretended, and the log of everything that happens.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::FutureExt as _;
@@ -8,8 +9,9 @@ use quarry_crds::tags::VolumeTags;
 use quarry_crds::volume_group::{DiskStanding, ListedDisk};
 use tokio::sync::oneshot;
 
-use super::bench::{DEVICE, SECOND_DEVICE, SECOND_DISK};
+use super::bench::{DEVICE, DISK, SECOND_DEVICE, SECOND_DISK};
 use crate::context::{Disks, Listing, Probed, Wiper};
+use crate::disk_record::RecordedDisk;
 use crate::lvm::{FakeLvm, LogicalVolume, State, VolumeGroup};
 
 /// What happened, in order: requests, LVM's mutations, wipes.
@@ -66,6 +68,8 @@ pub struct Said {
     pub stale: bool,
     /// How often it was looked at.
     pub looks: usize,
+    /// Paths of disks by the physical volumes whose labels they have.
+    pub labels: BTreeMap<String, String>,
     /// Whether nothing has its name, and whether udev is at work.
     pub nameless: bool,
     pub coming: bool,
@@ -131,6 +135,40 @@ impl Disks for Probe {
 
     fn fault(&self, _: String) -> BoxFuture<'_, Option<String>> {
         futures::future::ready(self.lock().fault.clone()).boxed()
+    }
+
+    /// Every device answers and carries what it carried; of the listed disks all are there, and of those recorded the first path.
+    fn for_lvm(
+        &self,
+        listed: Vec<String>,
+        recorded: Vec<RecordedDisk>,
+        _: BTreeSet<(u32, u32)>,
+    ) -> BoxFuture<'_, Vec<String>> {
+        let device = |path: &String| {
+            if path == SECOND_DISK || path == SECOND_DEVICE {
+                SECOND_DEVICE
+            } else {
+                DEVICE
+            }
+        };
+        let recorded = recorded.into_iter().filter_map(|disk| disk.paths.into_iter().next());
+        let mut found = BTreeMap::new();
+        for path in listed.into_iter().chain(recorded) {
+            found.entry(device(&path)).or_insert(path);
+        }
+        futures::future::ready(found.into_values().collect()).boxed()
+    }
+
+    fn having_labels(&self, physical_volumes: BTreeSet<String>) -> BoxFuture<'_, BTreeMap<String, Vec<String>>> {
+        let labels = &self.lock().labels;
+        let found = labels.iter().filter(|(label, _)| physical_volumes.contains(*label));
+        let found = found.map(|(label, path)| (label.clone(), vec![path.clone()])).collect();
+        futures::future::ready(found).boxed()
+    }
+
+    fn names_of(&self, numbers: BTreeSet<(u32, u32)>) -> BoxFuture<'_, BTreeMap<(u32, u32), Vec<String>>> {
+        let name = |number: (u32, u32)| vec![if number == (8, 0) { DISK } else { SECOND_DISK }.to_owned()];
+        futures::future::ready(numbers.into_iter().map(|number| (number, name(number))).collect()).boxed()
     }
 
     fn stands_on(&self, _: (u32, u32), _: &[(u32, u32)]) -> Option<bool> {

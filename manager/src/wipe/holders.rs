@@ -1,16 +1,10 @@
 //! Who has a device open: mounts, devices made of it, loop devices over it, processes.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
-use crate::disks::device_number;
 use crate::disks::mounts::Uses;
-use crate::disks::sysfs::{self, names_in, read};
-
-/// How many processes are named at most.
-const PROCESSES: usize = 5;
+use crate::disks::{sysfs, users};
 
 /// Finds who has a device open, for people. Processes are looked for only where it is `open`.
 pub(super) fn find(proc: &Path, sys: &Path, path: &Path, number: (u32, u32), volume: &str, open: bool) -> Vec<String> {
@@ -32,62 +26,23 @@ pub(super) fn find(proc: &Path, sys: &Path, path: &Path, number: (u32, u32), vol
             .iter()
             .map(|name| format!("device {}", sysfs::shown(sys, name))),
     );
-    found.extend(loops(sys, path, number, volume));
+    found.extend(loops(proc, sys, path, number, volume));
     if found.is_empty() && open {
-        found.extend(processes(proc, number));
+        found.extend(users::processes(proc, number));
     }
     found
 }
 
 /// Loop devices over it. Kubelet makes one over a path of its own for a raw block volume, with the volume's name in it.
-fn loops(sys: &Path, path: &Path, number: (u32, u32), volume: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    for name in names_in(&sys.join("block"))
-        .into_iter()
-        .filter(|name| name.starts_with("loop"))
-    {
-        let Some(file) = read(&sys.join("block").join(&name), "loop/backing_file") else {
-            continue;
-        };
-        let named = file.split('/').any(|part| part == volume) || Path::new(&file) == path;
-        if named || is_device(Path::new(&file), number) {
-            found.push(format!("loop device /dev/{name} over {file}"));
-        }
-    }
-    found
-}
-
-/// Processes that have it open, whatever they call it.
-fn processes(proc: &Path, number: (u32, u32)) -> Vec<String> {
-    let mut found = Vec::new();
-    for process in names_in(proc)
-        .into_iter()
-        .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
-    {
-        let directory = proc.join(&process);
-        let files = directory.join("fd");
-        let opens = names_in(&files).into_iter().any(|file| {
-            let file = files.join(file);
-            // Only what is under /dev is asked for more: to ask about a file of a lost server would never end.
-            fs::read_link(&file).is_ok_and(|target| target.starts_with("/dev")) && is_device(&file, number)
-        });
-        if opens {
-            let name = read(&directory, "comm").unwrap_or_default();
-            found.push(format!("process {process} ({name})"));
-        }
-        if found.len() == PROCESSES {
-            break;
-        }
-    }
-    found
-}
-
-fn is_device(path: &Path, number: (u32, u32)) -> bool {
-    fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device() && device_number(meta.rdev()) == number)
+fn loops(proc: &Path, sys: &Path, path: &Path, number: (u32, u32), volume: &str) -> Vec<String> {
+    let named = |file: &str| file.split('/').any(|part| part == volume) || Path::new(file) == path;
+    users::loops(proc, sys, number, named)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -5,7 +5,7 @@ use quarry_crds::{Bytes, ExtentSize, Extents};
 
 use super::super::operations::Mutation;
 use super::super::volumes::metadata_needed;
-use super::super::{LogicalVolume, Part, PhysicalVolume, VolumeGroup};
+use super::super::{LogicalVolume, Part, PhysicalVolume, State, VolumeGroup};
 use super::Inner;
 
 /// What LVM takes for itself at the beginning of a disk of ours, in bytes.
@@ -14,6 +14,45 @@ const METADATA_AREA: u64 = 17 << 20;
 const METADATA_SIZE: u64 = 8_910_848;
 
 impl Inner {
+    /// Whether LVM may open a device.
+    fn may_open(&self, device: &str) -> bool {
+        self.allowed.as_ref().is_none_or(|allowed| {
+            let target = |path: &String| self.links.get(path).unwrap_or(path) == device;
+            allowed.iter().any(target)
+        })
+    }
+
+    /// What LVM sees with the devices that it may open.
+    pub(super) fn visible(&self) -> State {
+        let mut state = self.state.clone();
+        let hidden = |pv: &PhysicalVolume| pv.device.as_ref().is_some_and(|device| !self.may_open(device));
+        state.orphans.retain(|pv| !hidden(pv));
+        state.groups.retain(|group| {
+            let mut there = group
+                .physical_volumes
+                .iter()
+                .filter(|pv| pv.device.is_some())
+                .peekable();
+            there.peek().is_none() || !there.all(hidden)
+        });
+        for group in &mut state.groups {
+            let gone: Vec<String> = group
+                .physical_volumes
+                .iter_mut()
+                .filter(|pv| hidden(pv))
+                .map(|pv| {
+                    (pv.device, pv.number, pv.missing) = (None, None, true);
+                    pv.uuid.clone()
+                })
+                .collect();
+            group.partial |= !gone.is_empty();
+            for volume in &mut group.logical_volumes {
+                volume.partial |= volume.parts.iter().any(|part| gone.contains(&part.physical_volume));
+            }
+        }
+        state
+    }
+
     pub(super) fn apply(&mut self, mutation: Mutation) -> Result<(), String> {
         match mutation {
             Mutation::CreateVolume(request) => {
@@ -134,7 +173,7 @@ impl Inner {
                 Ok(())
             }
             Mutation::CreateGroup(request) => {
-                if self.state.groups_named(&request.name).next().is_some() {
+                if self.visible().groups_named(&request.name).next().is_some() {
                     return Err(format!("A volume group called {} already exists.", request.name));
                 }
                 let physical_volumes = self.label(&request.devices)?;
@@ -248,7 +287,16 @@ impl Inner {
     }
 
     fn named(&mut self, name: &str) -> Result<&mut VolumeGroup, String> {
-        let mut found = self.state.groups.iter_mut().filter(|group| group.name == name);
+        let visible: Vec<String> = self
+            .visible()
+            .groups_named(name)
+            .map(|group| group.uuid.clone())
+            .collect();
+        let mut found = self
+            .state
+            .groups
+            .iter_mut()
+            .filter(|group| visible.contains(&group.uuid));
         match (found.next(), found.next()) {
             (Some(group), None) => Ok(group),
             (Some(_), Some(_)) => Err("Multiple VGs found with the same name: skipping".to_owned()),
@@ -258,8 +306,9 @@ impl Inner {
 
     /// A group in which volumes can be made.
     fn whole(&mut self, name: &str) -> Result<&mut VolumeGroup, String> {
+        let lacks_disks = self.visible().groups_named(name).any(|group| group.partial);
         let group = self.writable(name)?;
-        if group.partial {
+        if lacks_disks {
             Err(format!("Cannot change VG {name} while PVs are missing."))
         } else {
             Ok(group)
@@ -281,6 +330,7 @@ impl Inner {
             let disk = self
                 .disks
                 .get(device)
+                .filter(|_| self.may_open(device))
                 .ok_or_else(|| format!("No device found for {device}."))?;
             if !disk.blank {
                 return Err(format!("WARNING: signature detected on {device}. Wipe it? [y/n]: [n]"));
