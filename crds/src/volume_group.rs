@@ -11,6 +11,12 @@ use crate::node_local_storage::{DiskStatus, condition};
 pub enum DiskStanding {
     /// It carries nothing and may be taken.
     Blank,
+    /// It carries nothing, and may be taken once nobody has used it for a while: a selector has chosen it, and whoever attached
+    /// it may be about to use it.
+    Waiting {
+        /// What it waits for.
+        reason: String,
+    },
     /// It is a physical volume of this very volume group.
     Member {
         /// LVM's UUID of the physical volume.
@@ -363,6 +369,23 @@ fn hold_replaced(disks: &mut [ListedDisk], recorded: &[DiskStatus]) -> Vec<Strin
     lost
 }
 
+/// Blank disks that nothing but a selector has chosen wait, unless they are `settled`: there, unchanged and unused for long enough.
+pub fn hold_selected<'a>(
+    disks: impl IntoIterator<Item = &'a mut ListedDisk>,
+    selected: &BTreeSet<String>,
+    settled: &BTreeSet<String>,
+) {
+    for disk in disks {
+        if disk.standing == DiskStanding::Blank && selected.contains(&disk.path) && !settled.contains(&disk.path) {
+            disk.standing = DiskStanding::Waiting {
+                reason: "is blank and was chosen by a selector; it is taken once nobody has used or changed it for a while; to \
+                         take it at once, list it by its path"
+                    .to_owned(),
+            };
+        }
+    }
+}
+
 /// The conditions that state a plan, once its action was done; `failed` is what went wrong with LVM, reason and message.
 #[must_use]
 pub fn findings(plan: &Plan, name: &str, exists: bool, failed: Option<(&'static str, String)>) -> Vec<Finding> {
@@ -372,7 +395,8 @@ pub fn findings(plan: &Plan, name: &str, exists: bool, failed: Option<(&'static 
         .filter_map(|disk| match &disk.standing {
             DiskStanding::Rejected { reason }
             | DiskStanding::Missing { reason }
-            | DiskStanding::Unreadable { reason } => Some(format!("{}: {reason}", disk.path)),
+            | DiskStanding::Unreadable { reason }
+            | DiskStanding::Waiting { reason } => Some(format!("{}: {reason}", disk.path)),
             _ => None,
         })
         .collect();
@@ -390,7 +414,10 @@ pub fn findings(plan: &Plan, name: &str, exists: bool, failed: Option<(&'static 
             many => format!("{many} of {} listed disks, see status.disks; ", plan.disks.len()),
         };
         let message = format!("{count}{}", refused.join("; "));
-        Finding::new(condition::DISKS_ACCEPTED, false, "DiskRejected", message)
+        let waits = |disk: &ListedDisk| matches!(disk.standing, DiskStanding::Waiting { .. });
+        let only_waiting = plan.disks.iter().filter(|disk| waits(disk)).count() == refused.len();
+        let reason = if only_waiting { "DiskWaiting" } else { "DiskRejected" };
+        Finding::new(condition::DISKS_ACCEPTED, false, reason, message)
     };
     let blocked = failed.or_else(|| plan.blocked.clone());
     let (ready, group) = match blocked {

@@ -279,3 +279,58 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_a_selector_has_chosen_waits_until_nobody_uses_it() {
+    let of = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<BTreeSet<_>>();
+    let mut disks = [
+        disk("a", DiskStanding::Blank),
+        disk("b", DiskStanding::Blank),
+        disk("c", DiskStanding::Blank),
+    ];
+    let (a, b) = (disks[0].path.clone(), disks[1].path.clone());
+    hold_selected(&mut disks, &of(&[&a, &b]), &of(&[&b]));
+    assert!(matches!(disks[0].standing, DiskStanding::Waiting { .. }));
+    assert_eq!(
+        (&disks[1].standing, &disks[2].standing),
+        (&DiskStanding::Blank, &DiskStanding::Blank)
+    );
+    let only = plan(situation(Found::None, vec![disks[0].clone()]));
+    assert_eq!(
+        (&only.action, only.blocked.as_ref().map(|blocked| blocked.0)),
+        (&Action::None, Some("NoDisk"))
+    );
+    let accepted = |plan: &Plan| {
+        let findings = findings(plan, "fast", false, None);
+        let found = findings
+            .into_iter()
+            .find(|finding| finding.kind == condition::DISKS_ACCEPTED);
+        found.map(|finding| (finding.holds, finding.reason))
+    };
+    assert_eq!(accepted(&only), Some((false, "DiskWaiting")));
+    let refused = disk(
+        "d",
+        DiskStanding::Rejected {
+            reason: "is in use".into(),
+        },
+    );
+    assert_eq!(
+        accepted(&plan(situation(Found::None, vec![disks[0].clone(), refused]))),
+        Some((false, "DiskRejected"))
+    );
+}
+
+#[test]
+fn a_group_of_another_node_is_held() {
+    let found = Found::OfAnotherNode {
+        tags: vec!["quarry.node=w2".into()],
+        hand_over: "vgchange --addtag quarry.node=w1 fast".into(),
+    };
+    let plan = plan(situation(found, vec![disk("a", DiskStanding::Blank)]));
+    let (reason, message) = plan.blocked.expect("held");
+    assert_eq!((plan.action, reason), (Action::None, "OwnedByAnotherNode"));
+    assert!(
+        message.contains("quarry.node=w2") && message.contains("\"vgchange --addtag"),
+        "{message}"
+    );
+}

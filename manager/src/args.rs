@@ -76,6 +76,9 @@ pub struct Args {
     /// For how long volumes that were handed out are gathered before their tags say so, by one command for all of them.
     #[arg(long, env = "QUARRY_READY_WITHIN", default_value = "60s")]
     pub ready_within: humantime::Duration,
+    /// For how long a blank disk that a selector of a class has chosen must have been unchanged and unused before it is taken.
+    #[arg(long, env = "QUARRY_SELECTED_AFTER", default_value = "60s")]
+    pub selected_after: humantime::Duration,
     /// How many claims are served at a time; LVM itself does one thing at a time in a volume group.
     #[arg(long, env = "QUARRY_CONCURRENCY", default_value_t = 8)]
     pub concurrency: u16,

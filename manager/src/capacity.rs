@@ -70,7 +70,10 @@ pub async fn keep_true(context: Arc<Context>, shutdown: Shutdown, startup_taint:
         let again = async {
             match failures {
                 0 if context.groups.renewed.is_waiting() => tokio::time::sleep(CLOSED).await,
-                0 => std::future::pending().await,
+                0 => match context.groups.settling.due(context.selected_after) {
+                    Some(due) => tokio::time::sleep(due).await,
+                    None => std::future::pending().await,
+                },
                 failures => tokio::time::sleep(Duration::from_secs(1 << failures.min(6))).await,
             }
         };
@@ -416,6 +419,10 @@ fn disk_status(
     };
     match &probed.disk.standing {
         DiskStanding::Blank => phase::BLANK.clone_into(&mut status.phase),
+        DiskStanding::Waiting { reason } => {
+            phase::BLANK.clone_into(&mut status.phase);
+            status.reason = Some(reason.clone());
+        }
         DiskStanding::Member { physical_volume } => {
             let pv = group.and_then(|g| g.physical_volumes.iter().find(|pv| pv.uuid == *physical_volume));
             status.id = Some(physical_volume.clone());

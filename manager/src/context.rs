@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
@@ -52,6 +53,8 @@ pub struct Probed {
     pub rotational: Option<bool>,
     /// Its size.
     pub size: Option<Bytes>,
+    /// What changes where somebody writes to it, or another disk has its name: for comparison only.
+    pub print: Option<String>,
 }
 
 /// Reads what the disks of this node are.
@@ -74,6 +77,8 @@ pub trait Disks: Send + Sync {
         recorded: Vec<RecordedDisk>,
         members: BTreeSet<(u32, u32)>,
     ) -> BoxFuture<'_, Vec<String>>;
+    /// Of recorded disks, the physical volumes of those that are there and carry something else, or nothing.
+    fn overwritten(&self, recorded: Vec<RecordedDisk>) -> BoxFuture<'_, BTreeSet<String>>;
     /// The names of the one disk that has the label of each of these physical volumes; of those with two or none, nothing.
     fn having_labels(&self, physical_volumes: BTreeSet<String>) -> BoxFuture<'_, BTreeMap<String, Vec<String>>>;
     /// The names by which devices are found again, best first.
@@ -138,6 +143,8 @@ pub struct Context {
     pub groups: Groups,
     /// Notified where a pass over the node is due.
     pub changed: Arc<Notify>,
+    /// For how long a blank disk that a selector has chosen must have been unchanged and unused before it is taken.
+    pub selected_after: Duration,
     /// Whether kube-scheduler is to look again at pods that wait.
     pub wake: Wake,
     /// The capacity as kube-scheduler itself reads it, where that is asked for.

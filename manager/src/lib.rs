@@ -33,6 +33,7 @@ mod reconcile_tests;
 pub mod retry;
 pub mod returned;
 pub mod run;
+pub mod selected;
 pub mod startup_taint;
 pub mod storage_capacity;
 pub mod take_down;

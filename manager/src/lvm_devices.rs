@@ -80,9 +80,19 @@ pub async fn record(context: &Context) {
         .filter_map(|pv| pv.number);
     let names = context.disks.names_of(numbers.collect()).await;
     let record = context.disk_records.get().after(&state, &context.owner, &names);
-    // An administrator says that it will not come back.
-    let lost = |group: &RecordedGroup| context.objects.lost_groups(&group.name).contains(&group.uuid);
-    let record = record.without(lost);
+    let unseen = |group: &&RecordedGroup| state.group(&group.uuid).is_none();
+    let disks = record
+        .volume_groups
+        .iter()
+        .filter(unseen)
+        .flat_map(|group| group.disks.clone());
+    let overwritten = context.disks.overwritten(disks.collect()).await;
+    let record = record.without(|group| {
+        // An administrator says that it will not come back, or no disk of it can: each was used for something else.
+        let is_used = |disk: &RecordedDisk| overwritten.contains(&disk.physical_volume);
+        let lost = context.objects.lost_groups(&group.name).contains(&group.uuid);
+        lost || (unseen(&group) && group.disks.iter().all(is_used))
+    });
     if let Err(error) = context.disk_records.set(record).await {
         tracing::warn!(%error, "the disks of the volume groups are not recorded");
     }

@@ -41,13 +41,16 @@ pub async fn follow_classes(context: &Context) -> Result<(), kube::Error> {
             continue;
         };
         let mut paths = Vec::new();
-        for disk in disks {
+        for disk in &disks {
             match disk {
                 DiskSelector::Path(path) => paths.push(path.clone()),
                 DiskSelector::Model(model) => paths.extend(context.disks.of_model(model.clone()).await),
             }
         }
         let name = node_local_storage_name(&class.name_any(), &context.node);
+        if disks.iter().any(|disk| matches!(disk, DiskSelector::Model(_))) {
+            paths.extend(chosen_before(context, &name, class.uid()));
+        }
         wanted.insert(name, spec(&class, &parameters, &context.node, paths));
     }
     let mut failed = None;
@@ -70,6 +73,18 @@ pub async fn follow_classes(context: &Context) -> Result<(), kube::Error> {
         }
     }
     failed.map_or(Ok(()), Err)
+}
+
+/// What is listed already, where a selector chooses disks: what it has chosen once stays, also while the disk is away.
+fn chosen_before(context: &Context, name: &str, class_uid: Option<String>) -> Vec<String> {
+    let of_class = |storage: &NodeLocalStorage| {
+        let mut owners = storage.owner_references().iter();
+        storage.name_any() == name && owners.any(|owner| Some(&owner.uid) == class_uid.as_ref())
+    };
+    let there = context.objects.storages.find(of_class);
+    there.map_or_else(Vec::new, |there| {
+        there.spec.disks.iter().map(|disk| disk.path.clone()).collect()
+    })
 }
 
 /// UID of the class, and the part of the specification that comes from it.

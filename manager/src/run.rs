@@ -137,6 +137,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         groups: Groups::default(),
         changed,
         wake: Wake::default(),
+        selected_after: args.selected_after.into(),
         storage_capacity: if args.storage_capacity {
             StorageCapacity::into_namespace(args.namespace.clone())
         } else {

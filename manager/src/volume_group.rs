@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::context::{Context, Listing, Probed};
 use crate::lvm::{CreateGroup, LogicalVolume, PhysicalVolume, ReportError, State, VolumeGroup};
-use crate::{capacity, disk_faults, lvm_devices, node_local_storage, returned, take_down};
+use crate::{capacity, disk_faults, lvm_devices, node_local_storage, returned, selected, take_down};
 
 /// Below this, in bytes, the metadata area may not hold another volume: about 32 volumes' worth.
 const METADATA_LOW: u64 = 16 * 1024;
@@ -49,6 +49,8 @@ pub struct Groups {
     seen: RwLock<BTreeSet<String>>,
     /// Devices of volumes that were made anew, or are about to be.
     pub renewed: disk_faults::Renewed,
+    /// Blank disks that a selector has chosen, and that are not taken yet.
+    pub settling: selected::Settling,
     /// Which volumes were said to be hit by a fault of a disk.
     pub told: disk_faults::Told,
     /// The disks as they were looked at last, and when; one pass at a time.
@@ -154,7 +156,8 @@ pub async fn pass(context: &Context) -> Result<Pass, GroupError> {
     }
     let mut seen = BTreeSet::new();
     listings.retain(|listing| seen.insert((listing.path.clone(), listing.volume_group.clone())));
-    let probed = look(context, &mut looked, &listings, &state).await;
+    let mut probed = look(context, &mut looked, &listings, &state).await;
+    selected::hold(context, &mut probed).await;
     // The kernel told of a disk before udev has named it: it is looked for again soon, not at the regular check.
     let is_missing = |one: &Probed| matches!(one.disk.standing, DiskStanding::Missing { .. });
     complete &= !(probed.iter().any(is_missing) && context.disks.names_are_coming().await);

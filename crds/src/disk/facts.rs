@@ -52,6 +52,8 @@ pub struct DiskFacts {
     pub users: Vec<String>,
     /// Whether it could be opened exclusively; the error where it could not.
     pub exclusive: Result<(), String>,
+    /// What changes where somebody writes to it, or another disk has its name: for comparison only.
+    pub print: String,
     /// What could not be found out. Anything here refuses the disk.
     pub unread: Vec<String>,
 }

@@ -36,6 +36,7 @@ fn blank() -> DiskFacts {
         signatures: vec![],
         membership: None,
         exclusive: Ok(()),
+        print: String::new(),
         unread: vec![],
     }
 }

@@ -52,6 +52,30 @@ impl Prober {
         found.into_values().collect()
     }
 
+    /// Of recorded disks, the physical volumes of those whose best name leads to a device that has another label, or none. What does
+    /// not answer says nothing.
+    pub(super) async fn overwritten(&self, recorded: Vec<RecordedDisk>) -> BTreeSet<String> {
+        let mut overwritten = BTreeSet::new();
+        for RecordedDisk { physical_volume, paths } in recorded {
+            let host = Arc::clone(&self.host);
+            let best = paths.into_iter().take(1).collect();
+            let candidates = tokio::task::spawn_blocking(move || host.candidates(best)).await;
+            for Candidate { facts, .. } in candidates.unwrap_or_default() {
+                let device = facts.device.clone();
+                if self.host.health.hangs(device.clone()).await {
+                    continue;
+                }
+                let read = tokio::task::spawn_blocking(move || lvm_label::physical_volume(Path::new(&device)));
+                if let Ok(Ok(label)) = read.await
+                    && label.as_ref() != Some(&physical_volume)
+                {
+                    overwritten.insert(physical_volume.clone());
+                }
+            }
+        }
+        overwritten
+    }
+
     /// The device of each physical volume, where just one disk or partition of this node has its label, by its best name.
     pub(super) async fn having_labels(&self, physical_volumes: BTreeSet<String>) -> BTreeMap<String, Vec<String>> {
         let host = Arc::clone(&self.host);

@@ -53,6 +53,10 @@ impl Disks for Prober {
         Self::for_lvm(self, listed, recorded, members).boxed()
     }
 
+    fn overwritten(&self, recorded: Vec<RecordedDisk>) -> BoxFuture<'_, BTreeSet<String>> {
+        Self::overwritten(self, recorded).boxed()
+    }
+
     fn having_labels(&self, physical_volumes: BTreeSet<String>) -> BoxFuture<'_, BTreeMap<String, Vec<String>>> {
         Self::having_labels(self, physical_volumes).boxed()
     }
@@ -93,6 +97,7 @@ fn probed(path: String, looked: Result<Found, Absent>) -> Probed {
                 model: facts.model,
                 rotational: facts.rotational,
                 size: Some(facts.size),
+                print: Some(facts.print),
             }
         }
         Err(absent) => {
@@ -112,6 +117,7 @@ fn probed(path: String, looked: Result<Found, Absent>) -> Probed {
                 model: None,
                 rotational: None,
                 size: None,
+                print: None,
             }
         }
     }

@@ -159,6 +159,7 @@ impl Sysfs {
             signatures: Vec::new(),
             membership: None,
             exclusive: Ok(()),
+            print: print(&directory, number, sectors),
             unread: Vec::new(),
         })
     }
@@ -330,6 +331,20 @@ impl Sysfs {
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .collect()
     }
+}
+
+/// What changes where somebody writes to a device or gives blocks of it back, or another one has its name: numbers and size, the
+/// kernel's count of disks that it has seen, and the counters of `stat` (kernel documentation, "Block layer statistics in
+/// /sys/block/<dev>/stat") for writes and discards.
+fn print(directory: &Path, number: (u32, u32), sectors: u64) -> String {
+    let disk = read(directory, "diskseq").unwrap_or_default();
+    let stat = read(directory, "stat").unwrap_or_default();
+    let counters: Vec<&str> = stat.split_whitespace().collect();
+    let written: Vec<&str> = [4, 6, 11, 13]
+        .iter()
+        .filter_map(|at| counters.get(*at).copied())
+        .collect();
+    format!("{number:?} {sectors} {disk} {}", written.join(" "))
 }
 
 /// Undoes udev's `\x20`.

@@ -1,6 +1,7 @@
 //! A node with one class, one disk and one volume group, none of it real.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -162,6 +163,7 @@ impl Bench {
             ready_tags: ReadyTags::default(),
             changed: Arc::default(),
             wake: Wake::default(),
+            selected_after: Duration::from_secs(60),
             storage_capacity: StorageCapacity::default(),
             groups: Groups::default(),
             wipes: Wipes::default(),

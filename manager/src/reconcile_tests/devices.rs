@@ -105,6 +105,19 @@ async fn a_group_that_no_class_names_stays_known_also_after_a_restart() {
     lvm_devices::renew(&bench.context).await;
     assert_eq!(opened(&bench), [DISK]);
     assert_eq!(bench.context.inventory.get().groups.len(), 1);
+
+    // Somebody uses the disk for something else.
+    bench.lvm.by_hand(|state| state.groups.clear());
+    bench.refresh().await;
+    bench.pass().await;
+    assert_eq!(
+        bench.context.disk_records.get().volume_groups.len(),
+        1,
+        "it may come back"
+    );
+    bench.disks.lock().overwritten = true;
+    bench.pass().await;
+    assert_eq!(bench.context.disk_records.get().volume_groups, vec![]);
 }
 
 #[tokio::test]
@@ -223,4 +236,63 @@ async fn a_volume_whose_object_names_its_group_is_no_leftover_wherever_the_disk_
         let _ = tokio::time::timeout(Duration::from_secs(300), sweeping).await;
         assert_eq!(bench.volumes().len(), left, "{group} group");
     }
+}
+
+fn by_model() -> Value {
+    let mut class = class("WaitForFirstConsumer");
+    class["parameters"]["nodes"] = json!(json!([{"names": ["w1"], "disks": [{"model": "NVMe"}]}]).to_string());
+    class
+}
+
+fn listed(bench: &Bench) -> Vec<String> {
+    let storage = bench.object(STORAGES, "fast.w1").expect("there");
+    let disks = storage["spec"]["disks"].as_array().cloned().unwrap_or_default();
+    disks
+        .iter()
+        .filter_map(|disk| disk["path"].as_str().map(str::to_owned))
+        .collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_selector_chooses_is_taken_once_nobody_has_used_it_for_a_minute() {
+    let mut bench = Bench::bare(by_model()).await;
+    bench.disks.lock().of_model = vec![DISK.to_owned()];
+    let passes = async |bench: &mut Bench| {
+        for _ in 0..2 {
+            bench.sync();
+            bench.pass().await;
+        }
+        bench.sync();
+        bench.lvm.by_hand(|state| state.groups.len())
+    };
+    assert_eq!(passes(&mut bench).await, 0);
+    assert_eq!(listed(&bench), [DISK]);
+    let (reason, message) = condition(&bench, "DisksAccepted");
+    assert_eq!(reason, "DiskWaiting", "{message}");
+    tokio::time::advance(Duration::from_secs(50)).await;
+    bench.disks.lock().print = "somebody has written to it".to_owned();
+    assert_eq!(passes(&mut bench).await, 0);
+    tokio::time::advance(Duration::from_secs(50)).await;
+    assert_eq!(passes(&mut bench).await, 0);
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert_eq!(passes(&mut bench).await, 1);
+    assert_eq!(condition(&bench, "DisksAccepted").0, "AllAccepted");
+    // It stays listed also while it is away.
+    bench.disks.lock().of_model.clear();
+    assert_eq!((passes(&mut bench).await, listed(&bench)), (1, vec![DISK.to_owned()]));
+}
+
+#[tokio::test]
+async fn what_is_listed_by_path_too_does_not_wait() {
+    let mut by_path = class("WaitForFirstConsumer");
+    by_path["metadata"] = json!({"name": "copy", "uid": "class-2"});
+    by_path["parameters"]["volumeGroup"] = json!("fast");
+    let mut bench = Bench::bare(by_model()).await;
+    bench.set_classes(vec![by_model(), by_path]);
+    bench.disks.lock().of_model = vec![DISK.to_owned()];
+    for _ in 0..3 {
+        bench.sync();
+        bench.pass().await;
+    }
+    assert_eq!(bench.lvm.by_hand(|state| state.groups.len()), 1);
 }

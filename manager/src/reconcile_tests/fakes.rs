@@ -68,6 +68,12 @@ pub struct Said {
     pub stale: bool,
     /// How often it was looked at.
     pub looks: usize,
+    /// Whether recorded disks carry something else now.
+    pub overwritten: bool,
+    /// The disks of every model.
+    pub of_model: Vec<String>,
+    /// What changes where somebody writes to a disk.
+    pub print: String,
     /// Paths of disks by the physical volumes whose labels they have.
     pub labels: BTreeMap<String, String>,
     /// Whether nothing has its name, and whether udev is at work.
@@ -99,6 +105,7 @@ impl Disks for Probe {
                     model: None,
                     rotational: None,
                     size: None,
+                    print: None,
                 };
             }
             let device = if listing.path == SECOND_DISK {
@@ -120,6 +127,7 @@ impl Disks for Probe {
                 model: None,
                 rotational: None,
                 size: None,
+                print: Some(self.lock().print.clone()),
             }
         };
         futures::future::ready(listings.into_iter().map(of).collect()).boxed()
@@ -130,7 +138,7 @@ impl Disks for Probe {
     }
 
     fn of_model(&self, _: String) -> BoxFuture<'_, Vec<String>> {
-        futures::future::ready(Vec::new()).boxed()
+        futures::future::ready(self.lock().of_model.clone()).boxed()
     }
 
     fn fault(&self, _: String) -> BoxFuture<'_, Option<String>> {
@@ -157,6 +165,15 @@ impl Disks for Probe {
             found.entry(device(&path)).or_insert(path);
         }
         futures::future::ready(found.into_values().collect()).boxed()
+    }
+
+    fn overwritten(&self, recorded: Vec<RecordedDisk>) -> BoxFuture<'_, BTreeSet<String>> {
+        let overwritten = self.lock().overwritten;
+        let all = recorded
+            .into_iter()
+            .filter(|_| overwritten)
+            .map(|disk| disk.physical_volume);
+        futures::future::ready(all.collect()).boxed()
     }
 
     fn having_labels(&self, physical_volumes: BTreeSet<String>) -> BoxFuture<'_, BTreeMap<String, Vec<String>>> {

@@ -6,8 +6,9 @@ use quarry_e2e::sweep::sweep;
 use quarry_e2e::test::{Case, trial};
 use quarry_e2e::{
     bad_claims, bad_disks, bad_lvm, bad_parameters, bad_requests, burst, capacity, certificates, deletion,
-    device_faults, groups, halves, lost_nodes, main_path, metadata, orphans, outages, past_the_scheduler, placement,
-    preemption, rights, sectors, silent_manager, two_at_once, why, wipe, without_extender, wrong_disks,
+    device_faults, foreign_lvm, groups, halves, lost_nodes, main_path, metadata, orphans, outages, past_the_scheduler,
+    placement, preemption, rights, sectors, silent_manager, two_at_once, used_disks, why, wipe, without_extender,
+    wrong_disks,
 };
 
 fn main() -> anyhow::Result<()> {
@@ -40,6 +41,8 @@ fn main() -> anyhow::Result<()> {
         device_faults::CASES,
         wrong_disks::CASES,
         sectors::CASES,
+        foreign_lvm::CASES,
+        used_disks::CASES,
         why::CASES,
         without_extender::CASES,
         burst::CASES,
