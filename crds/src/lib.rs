@@ -11,6 +11,7 @@ pub mod disk_faults;
 pub mod extents;
 pub mod labels;
 pub mod liveness;
+pub mod lost_group;
 pub mod lost_nodes;
 pub mod names;
 pub mod node_local_storage;

@@ -103,13 +103,12 @@ pub fn all_failing(group: &VolumeGroup, faults: &[DiskFault]) -> Option<String> 
     })
 }
 
-/// Says of each volume that is newly hit, and of its claim, that it is, and of those that no longer are, what to do.
-pub async fn tell(context: &Context, name: &str, group: Option<&VolumeGroup>, faults: &[DiskFault]) {
+/// Says of each volume that is newly hit, and of its claim, that it is, and of those that no longer are, what to do. How many are
+/// hit.
+pub async fn tell(context: &Context, name: &str, group: Option<&VolumeGroup>, faults: &[DiskFault]) -> usize {
     let volumes = group.map(volumes_on).unwrap_or_default();
     let now: BTreeSet<Hit> = hits(faults, &volumes).into_iter().collect();
     let hit: BTreeSet<&str> = now.iter().map(|hit| hit.volume.as_str()).collect();
-    context.metrics.volumes_hit(name, hit.len());
-    context.metrics.disks_at_fault(name, faults);
     let (new, over) = context.groups.told.change(name, now.clone());
     for Hit { volume, fault } in new {
         let note = format!(
@@ -133,10 +132,11 @@ pub async fn tell(context: &Context, name: &str, group: Option<&VolumeGroup>, fa
         );
         say(context, &volume, Saying::normal("DiskBack", note)).await;
     }
+    hit.len()
 }
 
 /// Of the PersistentVolume of that name, and of its claim.
-async fn say(context: &Context, volume: &str, saying: Saying) {
+pub(crate) async fn say(context: &Context, volume: &str, saying: Saying) {
     let Some(volume) = context.objects.volume(volume) else {
         return;
     };

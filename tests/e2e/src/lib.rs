@@ -17,6 +17,7 @@ pub mod device_faults;
 pub mod fixtures;
 pub mod groups;
 pub mod halves;
+pub mod lost_group;
 pub mod lost_nodes;
 pub mod lvm;
 pub mod machines;
