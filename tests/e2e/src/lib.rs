@@ -3,6 +3,7 @@
 //! [`bed`] brings the cluster up with Quarry on it, [`test`] is what one test has (a namespace, classes, disks),
 //! [`objects`] makes objects; the cases are in the files named after what they show.
 
+pub mod backups;
 pub mod bad_claims;
 pub mod bad_disks;
 pub mod bad_lvm;
