@@ -9,6 +9,7 @@ pub mod conditions;
 pub mod disk;
 pub mod disk_faults;
 pub mod extents;
+pub mod for_owners;
 pub mod labels;
 pub mod liveness;
 pub mod lost_group;

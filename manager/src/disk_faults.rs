@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use kube::ResourceExt as _;
 use quarry_crds::disk_faults::{DiskFault, FaultKind, Hit, VolumeOn, hits};
+use quarry_crds::for_owners::shortened;
 use quarry_crds::node_local_storage::DiskStatus;
 use quarry_crds::tags::VolumeTags;
 use quarry_process::events::Saying;
@@ -143,7 +144,9 @@ pub(crate) async fn say(context: &Context, volume: &str, saying: Saying) {
     let our = quarry_crds::persistent_volume::ours(&volume);
     tracing::warn!(volume = volume.name_any(), "{}", saying.reason);
     if let Some(claim) = our.and_then(|our| context.objects.claim_with_uid(&our.claim_uid)) {
-        context.events.say(&*claim, saying.clone()).await;
+        let mut of_claim = saying.clone();
+        of_claim.note = shortened(&of_claim.note);
+        context.events.say(&*claim, of_claim).await;
     }
     context.events.say(&*volume, saying).await;
 }

@@ -8,6 +8,7 @@ use kube::ResourceExt as _;
 use quarry_crds::disk_faults::DiskFault;
 use quarry_crds::lost_group::{LostGroup, Remembered, lost_group};
 use quarry_crds::persistent_volume::ours;
+use quarry_crds::storage_class::ClassParameters;
 use quarry_process::events::Saying;
 
 use crate::context::Context;
@@ -114,22 +115,31 @@ pub async fn tell(context: &Context, named: &BTreeSet<String>, failing: &BTreeMa
         let (disks, volumes) = lost.as_ref().map_or((0, 0), |lost| (lost.disks, lost.volumes.len()));
         context.metrics.volumes_hit(name, hit + volumes);
         context.metrics.disks_at_fault(name, &faults, disks);
-        tell_lost(context, name, &state, lost.as_ref()).await;
+        // Where a NodeLocalStorage names it, or is about to, that is told with its conditions.
+        let unnamed = !named.contains(name) && !has_class(context, name);
+        tell_lost(context, name, &state, lost.as_ref(), unnamed).await;
     }
     for name in context.groups.lost.retain(&all) {
         context.metrics.forget(&name);
     }
 }
 
-/// Says of each volume that is newly lost with its group, and of its claim, that it is; and of those that are here again, what to
-/// do.
-async fn tell_lost(context: &Context, name: &str, state: &State, lost: Option<&LostGroup>) {
+/// Whether a class names a volume group, so that there is a NodeLocalStorage soon, if it is not there yet.
+fn has_class(context: &Context, group: &str) -> bool {
+    let classes = context.objects.classes.state();
+    let mut parameters = classes.iter().filter_map(|class| ClassParameters::of(class).ok());
+    parameters.any(|parameters| parameters.volume_group == group)
+}
+
+/// Says of each volume that is newly lost with its group, and of its claim, that it is, where nobody else does; and of those that are
+/// here again, what to do.
+async fn tell_lost(context: &Context, name: &str, state: &State, lost: Option<&LostGroup>, unnamed: bool) {
     let now = lost.map(|lost| lost.volumes.clone()).unwrap_or_default();
     let (new, over) = context.groups.lost.change(name, &now);
-    if let Some(lost) = lost {
+    if let Some(lost) = lost.filter(|_| unnamed) {
         for volume in new {
             let note = lost.told(&context.node, name, &volume);
-            disk_faults::say(context, &volume, Saying::warning("VolumeGroupMissing", note)).await;
+            disk_faults::say(context, &volume, Saying::warning("VolumeLost", note)).await;
         }
     }
     for volume in over {

@@ -64,7 +64,7 @@ async fn a_group_that_loses_its_only_disk_is_no_healthy_one() {
     assert_eq!(figure(&bench, "quarry_vg_ready"), Some(1));
     let groups = lose(&mut bench).await;
     assert_lost(&bench, size);
-    let told = said(&bench, "VolumeGroupMissing");
+    let told = said(&bench, "VolumeLost");
     assert_eq!(
         told.len(),
         2,
@@ -72,7 +72,7 @@ async fn a_group_that_loses_its_only_disk_is_no_healthy_one() {
         bench.events()
     );
     pass(&mut bench).await;
-    assert_eq!(said(&bench, "VolumeGroupMissing").len(), 2, "once");
+    assert_eq!(said(&bench, "VolumeLost").len(), 2, "once");
     // A manager that starts without the group says the same.
     bench.start_anew();
     pass(&mut bench).await;
@@ -113,7 +113,7 @@ async fn it_is_told_of_where_its_class_is_gone() {
     lose(&mut bench).await;
     assert_eq!(figure(&bench, "quarry_disks_at_fault"), Some(1));
     assert_eq!(figure(&bench, "quarry_volumes_hit"), Some(1));
-    assert_eq!(said(&bench, "VolumeGroupMissing").len(), 2, "{:?}", bench.events());
+    assert_eq!(said(&bench, "VolumeLost").len(), 2, "{:?}", bench.events());
 }
 
 #[tokio::test]

@@ -77,11 +77,5 @@ async fn while_gone(test: &Test, class: &str, volume: &str, size: Option<&str>) 
     let told = told.await?;
     println!("   gone: {GONE:?}, size {told:?}");
     ensure!(told.as_deref() == size && size.is_some(), "the size was {size:?}");
-    said_of_both(
-        test,
-        volume,
-        "hit",
-        &["VolumeGroupMissing", volume, "Bring its disks back"],
-    )
-    .await
+    said_of_both(test, volume, "hit", &["VolumeLost", "VolumeGroupMissing", volume]).await
 }
