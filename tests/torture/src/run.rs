@@ -79,6 +79,7 @@ pub async fn run(args: &Args) -> Result<Report> {
             return Ok(report);
         }
     }
+    hostile::unguard(&run.load).await?;
     test.bed.manager_settings(&[(READY_WITHIN, None)]).await?;
     test.end().await.context("cleaning up")?;
     Ok(report)
