@@ -20,6 +20,10 @@ pub const BETA_STORAGE_PROVISIONER: &str = "volume.beta.kubernetes.io/storage-pr
 pub const BETA_STORAGE_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
 /// On a PersistentVolume: which provisioner made it, so that the volume controller leaves its deletion to us.
 pub const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
+/// Value of [`PROVISIONED_BY`] on the volumes that we make. A CSIDriver object may have the name [`PROVISIONER`]
+/// (`deploy/storage-capacity`), and Velero takes a volume whose value names a CSIDriver for one that kubelet mounts as such, in
+/// `…/<volume>/mount`, where there is nothing. No CSIDriver can have a name with a slash.
+pub const VOLUME_PROVISIONER: &str = "lvm.quarry.dev/local";
 /// The label that a PersistentVolume's node affinity matches; its value can differ from the node's name.
 pub const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
 
@@ -52,6 +56,12 @@ pub const STARTUP_TAINT: &str = "quarry.dev/agent-not-ready";
 
 /// Longest name that we give a volume group: leaves room for `pvc-<uid>` in a device-mapper name.
 pub const VOLUME_GROUP_NAME_MAX: usize = 60;
+
+/// Whether a value of [`PROVISIONED_BY`] is ours: former versions wrote [`PROVISIONER`].
+#[must_use]
+pub fn is_volume_provisioner(value: &str) -> bool {
+    [VOLUME_PROVISIONER, PROVISIONER].contains(&value)
+}
 
 /// The name of the logical volume, and of the PersistentVolume, of a claim.
 #[must_use]

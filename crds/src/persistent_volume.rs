@@ -13,8 +13,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use crate::claim::{ClaimRequest, VolumeMode};
 use crate::extents::Bytes;
 use crate::names::{
-    HOSTNAME_LABEL, MACHINE_ID_ANNOTATION, NODE_ANNOTATION, NODE_LABEL, PROVISIONED_BY, PROVISIONER, VOLUME_FINALIZER,
-    VOLUME_GROUP_ANNOTATION, VOLUME_GROUP_UUID_ANNOTATION, claim_uid_of_volume, device_path, volume_name,
+    HOSTNAME_LABEL, MACHINE_ID_ANNOTATION, NODE_ANNOTATION, NODE_LABEL, PROVISIONED_BY, VOLUME_FINALIZER,
+    VOLUME_GROUP_ANNOTATION, VOLUME_GROUP_UUID_ANNOTATION, VOLUME_PROVISIONER, claim_uid_of_volume, device_path,
+    is_volume_provisioner, volume_name,
 };
 use crate::storage_class::FsType;
 use crate::{labels, quantity};
@@ -48,7 +49,7 @@ pub fn build(
     let name = volume_name(&request.uid);
     let path = device_path(placed.volume_group, &name);
     let annotations = [
-        Some((PROVISIONED_BY, PROVISIONER)),
+        Some((PROVISIONED_BY, VOLUME_PROVISIONER)),
         Some((NODE_ANNOTATION, placed.node)),
         Some((VOLUME_GROUP_ANNOTATION, placed.volume_group)),
         Some((VOLUME_GROUP_UUID_ANNOTATION, placed.volume_group_uuid)),
@@ -134,9 +135,7 @@ pub struct OurVolume {
 #[must_use]
 pub fn ours(volume: &PersistentVolume) -> Option<OurVolume> {
     let annotation = |key: &str| volume.metadata.annotations.as_ref()?.get(key);
-    if annotation(PROVISIONED_BY).map(String::as_str) != Some(PROVISIONER) {
-        return None;
-    }
+    annotation(PROVISIONED_BY).filter(|value| is_volume_provisioner(value))?;
     Some(OurVolume {
         claim_uid: claim_uid_of_volume(volume.metadata.name.as_deref()?)?.to_owned(),
         node: annotation(NODE_ANNOTATION)?.clone(),
@@ -197,6 +196,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::names::PROVISIONER;
 
     fn built(mode: &str) -> PersistentVolume {
         let claim: PersistentVolumeClaim = serde_json::from_value(json!({
@@ -236,7 +236,7 @@ mod tests {
                 "apiVersion": "v1", "kind": "PersistentVolume",
                 "metadata": {
                     "name": "pvc-u-1",
-                    "annotations": {"pv.kubernetes.io/provisioned-by": "lvm.quarry.dev", "quarry.dev/node": "w1",
+                    "annotations": {"pv.kubernetes.io/provisioned-by": "lvm.quarry.dev/local", "quarry.dev/node": "w1",
                         "quarry.dev/volume-group": "fast", "quarry.dev/volume-group-uuid": "vg-1",
                         "quarry.dev/machine-id": "0123"},
                     "labels": {"quarry.dev/node": "w1"},
@@ -270,6 +270,33 @@ mod tests {
             ("u-1", "w1", Bytes::mib(1028))
         );
         assert_eq!(ours(&PersistentVolume::default()), None);
+    }
+
+    /// Velero looks for the files of a volume in another folder where this names a CSIDriver.
+    #[test]
+    fn a_volume_is_of_no_csi_driver() {
+        let built = built("Filesystem");
+        let by = &built.metadata.annotations.as_ref().expect("annotations")[PROVISIONED_BY];
+        assert!(by.contains('/'), "{by} may be the name of a CSIDriver");
+        // kube-controller-manager takes those for plugins of its own.
+        assert!(!by.starts_with("kubernetes.io/"), "{by}");
+    }
+
+    #[test]
+    fn volumes_of_before_are_ours_too() {
+        let mut volume = built("Filesystem");
+        let now = ours(&volume).expect("ours");
+        for (by, is_ours) in [
+            ("lvm.quarry.dev", true),
+            ("lvm.quarry.dev/local", true),
+            ("lvm.quarry.dev/other", false),
+            ("other.example", false),
+            ("", false),
+        ] {
+            let annotations = volume.metadata.annotations.as_mut().expect("annotations");
+            annotations.insert(PROVISIONED_BY.to_owned(), by.to_owned());
+            assert_eq!(ours(&volume), is_ours.then(|| now.clone()), "{by}");
+        }
     }
 
     #[test]

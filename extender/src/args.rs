@@ -20,7 +20,7 @@ use crate::handlers::Extender;
 use crate::nodes::Nodes;
 use crate::server::{RequestLimits, router};
 use crate::tls::TlsArgs;
-use crate::{advice, calls, cleanup, liveness, metrics, watch};
+use crate::{advice, calls, cleanup, exposure, liveness, metrics, watch};
 
 /// How long the end waits for the Lease to be let go of.
 const LET_GO: Duration = Duration::from_secs(3);
@@ -29,9 +29,14 @@ const LET_GO: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone, Parser)]
 #[command(name = "quarry-extender", version)]
 pub struct Args {
-    /// Address that kube-scheduler calls: POST /filter and POST /prioritize.
+    /// Address that kube-scheduler calls: POST /filter and POST /prioritize. Other than the loopback interface it is served
+    /// only to clients with a certificate (QUARRY_TLS_CLIENT_CA_FILE), or with QUARRY_ALLOW_ANY_CLIENT.
     #[arg(long, env = "QUARRY_LISTEN", default_value = "127.0.0.1:9899")]
     pub listen: SocketAddr,
+    /// Serve whoever reaches that address, also from other hosts and without a certificate: where the network itself lets only
+    /// kube-scheduler through.
+    #[arg(long, env = "QUARRY_ALLOW_ANY_CLIENT")]
+    pub allow_any_client: bool,
     /// Address of GET /healthz, /readyz and /metrics.
     #[arg(long, env = "QUARRY_ADMIN_LISTEN", default_value = "0.0.0.0:9898")]
     pub admin_listen: SocketAddr,
@@ -95,6 +100,8 @@ impl Args {
 
     async fn serve(self) -> anyhow::Result<()> {
         let shutdown = Shutdown::on_signals()?;
+        let clients_have_certificates = self.tls.tls_client_ca_file.is_some();
+        exposure::check(self.listen, clients_have_certificates, self.allow_any_client)?;
         let ready = Ready::new();
         let extender = Arc::new(Extender::new(self.patience()));
         let mut registry = Registry::default();

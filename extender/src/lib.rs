@@ -2,7 +2,8 @@
 //!
 //! [`watch`] keeps [`index`]; [`server`] reads what kube-scheduler asks ([`api`]) and writes the [`answer`] that
 //! [`handlers`] gives by [`decide`].
-//! [`tls`] keeps the certificate that kube-scheduler is shown, [`calls`] tells that it calls.
+//! [`tls`] keeps the certificate that kube-scheduler is shown, [`exposure`] says who may reach its port, [`calls`] tells that it
+//! calls.
 //! [`liveness`] keeps new volumes away from nodes whose manager is silent.
 //! Beside that, [`advice`] says in events what is wrong with classes and claims, and one of all extenders cleans up after
 //! [`nodes`] that are gone: [`cleanup`]. [`plugin`] is `kubectl quarry`, which explains the same decision to people.
@@ -16,6 +17,7 @@ pub mod board;
 pub mod calls;
 pub mod cleanup;
 pub mod decide;
+pub mod exposure;
 pub mod handlers;
 pub mod index;
 pub mod liveness;

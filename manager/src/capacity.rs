@@ -23,6 +23,7 @@ use serde_json::json;
 
 use crate::context::{Context, Objects, Probed};
 use crate::disk_faults::{all_failing, volumes_on, without_failing};
+use crate::lost_group;
 use crate::lvm::{PhysicalVolume, State, VolumeGroup};
 use crate::orphans::Orphans;
 use crate::provision;
@@ -102,7 +103,7 @@ pub async fn publish(context: &Context, storage: &NodeLocalStorage) -> Result<()
     let here = (&context.owner, context.machine.as_deref());
     let (objects, orphans) = (&context.objects, &context.orphans);
     let status = status(storage, &view, &state, trouble.as_deref(), objects, here, orphans);
-    measure(context, &storage.spec.volume_group, &state);
+    lost_group::measure(context, &storage.spec.volume_group, &state, Some(status.is_ready()));
     if storage.status.as_ref() == Some(&status) {
         // Whoever published the status may have died before this.
         return publish_for_scheduler(context, storage, &status).await;
@@ -146,25 +147,6 @@ async fn publish_for_scheduler(
     capacity
         .publish(&context.client, storage, status, hostname.as_deref())
         .await
-}
-
-/// The figures of a volume group, for Prometheus.
-fn measure(context: &Context, name: &str, state: &State) {
-    let mut ours = state
-        .groups_named(name)
-        .filter(|group| context.owner.acts_on(&group.tags));
-    match ours.next() {
-        Some(group) => {
-            let bytes = |extents| group.extent_size.size_of(extents).unwrap_or_default();
-            context.metrics.group(
-                name,
-                bytes(group.size),
-                bytes(group.allocatable(&[])),
-                group.metadata_free,
-            );
-        }
-        None => context.metrics.no_group(name),
-    }
 }
 
 /// Whether volumes may fit that did not before: more is free than was published, or the group can be used again.

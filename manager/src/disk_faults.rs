@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use kube::ResourceExt as _;
 use quarry_crds::disk_faults::{DiskFault, FaultKind, Hit, VolumeOn, hits};
+use quarry_crds::for_owners::shortened;
 use quarry_crds::node_local_storage::DiskStatus;
 use quarry_crds::tags::VolumeTags;
 use quarry_process::events::Saying;
@@ -103,13 +104,12 @@ pub fn all_failing(group: &VolumeGroup, faults: &[DiskFault]) -> Option<String> 
     })
 }
 
-/// Says of each volume that is newly hit, and of its claim, that it is, and of those that no longer are, what to do.
-pub async fn tell(context: &Context, name: &str, group: Option<&VolumeGroup>, faults: &[DiskFault]) {
+/// Says of each volume that is newly hit, and of its claim, that it is, and of those that no longer are, what to do. How many are
+/// hit.
+pub async fn tell(context: &Context, name: &str, group: Option<&VolumeGroup>, faults: &[DiskFault]) -> usize {
     let volumes = group.map(volumes_on).unwrap_or_default();
     let now: BTreeSet<Hit> = hits(faults, &volumes).into_iter().collect();
     let hit: BTreeSet<&str> = now.iter().map(|hit| hit.volume.as_str()).collect();
-    context.metrics.volumes_hit(name, hit.len());
-    context.metrics.disks_at_fault(name, faults);
     let (new, over) = context.groups.told.change(name, now.clone());
     for Hit { volume, fault } in new {
         let note = format!(
@@ -133,17 +133,20 @@ pub async fn tell(context: &Context, name: &str, group: Option<&VolumeGroup>, fa
         );
         say(context, &volume, Saying::normal("DiskBack", note)).await;
     }
+    hit.len()
 }
 
 /// Of the PersistentVolume of that name, and of its claim.
-async fn say(context: &Context, volume: &str, saying: Saying) {
+pub(crate) async fn say(context: &Context, volume: &str, saying: Saying) {
     let Some(volume) = context.objects.volume(volume) else {
         return;
     };
     let our = quarry_crds::persistent_volume::ours(&volume);
     tracing::warn!(volume = volume.name_any(), "{}", saying.reason);
     if let Some(claim) = our.and_then(|our| context.objects.claim_with_uid(&our.claim_uid)) {
-        context.events.say(&*claim, saying.clone()).await;
+        let mut of_claim = saying.clone();
+        of_claim.note = shortened(&of_claim.note);
+        context.events.say(&*claim, of_claim).await;
     }
     context.events.say(&*volume, saying).await;
 }

@@ -19,6 +19,7 @@ pub mod immediate;
 pub mod inventory;
 pub mod leftovers;
 pub mod liveness;
+pub mod lost_group;
 pub mod lvm;
 pub mod lvm_devices;
 pub mod machine;

@@ -30,6 +30,7 @@ pub struct Metrics {
     size: Family<InGroup, Gauge>,
     free: Family<InGroup, Gauge>,
     metadata_free: Family<InGroup, Gauge>,
+    ready: Family<InGroup, Gauge>,
     volumes_hit: Family<InGroup, Gauge>,
     disks_at_fault: Family<DisksAtFault, Gauge>,
 }
@@ -69,6 +70,7 @@ impl Metrics {
             size: Family::default(),
             free: Family::default(),
             metadata_free: Family::default(),
+            ready: Family::default(),
         };
         let gauges = [
             (
@@ -78,6 +80,11 @@ impl Metrics {
             ),
             ("quarry_vg_size_bytes", "Size of a volume group", &metrics.size),
             ("quarry_vg_free_bytes", "Free space of a volume group", &metrics.free),
+            (
+                "quarry_vg_ready",
+                "Whether volumes can be made in a volume group: 1, or 0",
+                &metrics.ready,
+            ),
             (
                 "quarry_vg_metadata_free_bytes",
                 "What is left of the metadata area of a volume group, which limits the number of its volumes",
@@ -132,8 +139,8 @@ impl Metrics {
         self.volumes_hit.get_or_create(&labels).set(count);
     }
 
-    /// These disks of a group are at fault.
-    pub fn disks_at_fault(&self, group: &str, faults: &[DiskFault]) {
+    /// These disks of a group are at fault, and so many are gone with the whole group.
+    pub fn disks_at_fault(&self, group: &str, faults: &[DiskFault], gone: usize) {
         for kind in [FaultKind::Missing, FaultKind::Failing(String::new())] {
             let labels = DisksAtFault {
                 vg: group.to_owned(),
@@ -143,6 +150,11 @@ impl Metrics {
                 .iter()
                 .filter(|fault| fault.kind.reason() == kind.reason())
                 .count();
+            let count = if kind == FaultKind::Missing {
+                count + gone
+            } else {
+                count
+            };
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             self.disks_at_fault.get_or_create(&labels).set(count);
         }
@@ -185,7 +197,33 @@ impl Metrics {
         }
     }
 
-    /// A volume group is not there any more.
+    /// Volumes can be made in a volume group, or not.
+    pub fn ready(&self, group: &str, ready: bool) {
+        let labels = InGroup { vg: group.to_owned() };
+        self.ready.get_or_create(&labels).set(i64::from(ready));
+    }
+
+    /// A volume group of that size is gone with its disks: nothing is free, and what else is in it is not known.
+    pub fn lost_group(&self, group: &str, size: Bytes) {
+        self.group(group, size, Bytes(0), Bytes(0));
+        self.orphans.remove(&InGroup { vg: group.to_owned() });
+    }
+
+    /// Nobody names a volume group any more, and no volume is in it.
+    pub fn forget(&self, group: &str) {
+        self.no_group(group);
+        let labels = InGroup { vg: group.to_owned() };
+        self.ready.remove(&labels);
+        self.volumes_hit.remove(&labels);
+        for kind in [FaultKind::Missing, FaultKind::Failing(String::new())] {
+            self.disks_at_fault.remove(&DisksAtFault {
+                vg: group.to_owned(),
+                fault: kind.reason(),
+            });
+        }
+    }
+
+    /// A volume group was not made yet.
     pub fn no_group(&self, group: &str) {
         let labels = InGroup { vg: group.to_owned() };
         for gauge in [&self.orphans, &self.size, &self.free, &self.metadata_free] {

@@ -13,6 +13,7 @@ use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::runtime::controller::Action;
 use quarry_crds::claim::{self, VolumeMode};
+use quarry_crds::for_owners::shortened;
 use quarry_crds::names::{HOSTNAME_LABEL, SELECTED_NODE, volume_name};
 use quarry_crds::persistent_volume::{self, Placed};
 use quarry_crds::provisioning::{Provision, Step, step};
@@ -347,7 +348,9 @@ async fn give_back(
     context.metrics.given_back();
     let note = format!(
         "node {}, volume group {}: {}; asked the scheduler to choose again",
-        context.node, no_volume.volume_group, no_volume.why
+        context.node,
+        no_volume.volume_group,
+        shortened(&no_volume.why)
     );
     context
         .events
@@ -449,7 +452,7 @@ pub fn failed(claim: Arc<PersistentVolumeClaim>, error: &ProvisionError, context
         tracing::warn!(claim = claim.name_any(), %error, "not served yet");
         return;
     }
-    let note = format!("node {}: {error}; it is tried again here", context.node);
+    let note = shortened(&format!("node {}: {error}; it is tried again here", context.node));
     tokio::spawn(async move {
         context
             .events

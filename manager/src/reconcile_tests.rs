@@ -12,6 +12,7 @@ mod immediate;
 mod leftovers;
 mod liveness;
 mod lost;
+mod lost_group;
 mod lost_nodes;
 mod misbehaviour;
 mod orphans;

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::context::{Context, Listing, Probed};
 use crate::lvm::{CreateGroup, LogicalVolume, PhysicalVolume, ReportError, State, VolumeGroup};
-use crate::{capacity, disk_faults, lvm_devices, node_local_storage, returned, selected, take_down};
+use crate::{capacity, disk_faults, lost_group, lvm_devices, node_local_storage, returned, selected, take_down};
 
 /// Below this, in bytes, the metadata area may not hold another volume: about 32 volumes' worth.
 const METADATA_LOW: u64 = 16 * 1024;
@@ -53,6 +53,8 @@ pub struct Groups {
     pub settling: selected::Settling,
     /// Which volumes were said to be hit by a fault of a disk.
     pub told: disk_faults::Told,
+    /// Which volumes were said to be lost with their group, and which groups have figures.
+    pub lost: lost_group::Told,
     /// The disks as they were looked at last, and when; one pass at a time.
     one: Mutex<Option<Looked>>,
 }
@@ -197,14 +199,7 @@ pub async fn pass(context: &Context) -> Result<Pass, GroupError> {
     for name in &names {
         publish(context, name).await?;
     }
-    let state = context.inventory.get();
-    for name in &names {
-        let faults = context
-            .groups
-            .view(name)
-            .map_or_else(Vec::new, |view| view.faults.clone());
-        disk_faults::tell(context, name, own_group(context, name, &state), &faults).await;
-    }
+    lost_group::tell(context, &names, &failing).await;
     complete &= take_down::unused(context, &names).await;
     lvm_devices::record(context).await;
     if !complete {
@@ -297,7 +292,7 @@ fn situation<'a>(context: &'a Context, name: &'a str, state: &'a State, disks: V
 }
 
 /// The group of that name that Quarry made and recorded: not another one that has the name too.
-fn own_group<'a>(context: &Context, name: &'a str, state: &'a State) -> Option<&'a VolumeGroup> {
+pub(crate) fn own_group<'a>(context: &Context, name: &'a str, state: &'a State) -> Option<&'a VolumeGroup> {
     let lost = context.objects.lost_groups(name);
     let recorded = |uuid: &String| {
         let storages = context.objects.storages_of(name);

@@ -3,7 +3,7 @@
 use quarry_crds::extents::{Bytes, ExtentSize, Extents};
 use quarry_crds::names::{
     NODE_ANNOTATION, NODE_LABEL, PROVISIONED_BY, PROVISIONER, SELECTED_NODE, STORAGE_PROVISIONER, VOLUME_FINALIZER,
-    VOLUME_GROUP_ANNOTATION, VOLUME_GROUP_UUID_ANNOTATION,
+    VOLUME_GROUP_ANNOTATION, VOLUME_GROUP_UUID_ANNOTATION, VOLUME_PROVISIONER,
 };
 use quarry_crds::node_local_storage::GroupFigures;
 use serde_json::{Value, json};
@@ -141,7 +141,7 @@ pub fn volume(world: &World, at: usize) -> Value {
         "apiVersion": "v1", "kind": "PersistentVolume",
         "metadata": {"name": name, "uid": uid(at), "resourceVersion": "1", "creationTimestamp": "2026-01-01T00:00:00Z",
             "labels": {NODE_LABEL: node}, "finalizers": [VOLUME_FINALIZER, "kubernetes.io/pv-protection"],
-            "annotations": {PROVISIONED_BY: PROVISIONER, NODE_ANNOTATION: node, VOLUME_GROUP_ANNOTATION: CLASS,
+            "annotations": {PROVISIONED_BY: VOLUME_PROVISIONER, NODE_ANNOTATION: node, VOLUME_GROUP_ANNOTATION: CLASS,
                 VOLUME_GROUP_UUID_ANNOTATION: group_uuid(node_at), "quarry.dev/machine-id": format!("{node_at:032x}")},
             "managedFields": managed("quarry-manager")},
         "spec": {"capacity": {"storage": "10Gi"}, "accessModes": ["ReadWriteOnce"], "volumeMode": "Filesystem",

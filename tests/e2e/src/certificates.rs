@@ -51,8 +51,10 @@ async fn restore(test: &Test) -> Result<()> {
     bed.cluster.configure_scheduler(None).await?;
     // What the component has added goes with it: the same field manager applies what it has without it.
     bed.install().await?;
-    let rbac = repository().join("deploy/tls/rbac.yaml").display().to_string();
-    bed.kubectl(&["delete", "--ignore-not-found", "-f", &rbac]).await?;
+    for file in ["rbac.yaml", "admission.yaml"] {
+        let path = repository().join("deploy/tls").join(file).display().to_string();
+        bed.kubectl(&["delete", "--ignore-not-found", "-f", &path]).await?;
+    }
     let made = [
         "configmap/quarry-extender-ca",
         "configmap/quarry-test-clients",

@@ -29,7 +29,7 @@ const SLOT: &str = "/dev/disk/by-path/device-fault-slot";
 const FAULTY: &str = "device-fault";
 
 /// Runs a case with everything that it attached taken away at the end.
-async fn with_guests(test: &Test, body: impl AsyncFnOnce(&Test) -> Result<()>) -> Result<()> {
+pub(crate) async fn with_guests(test: &Test, body: impl AsyncFnOnce(&Test) -> Result<()>) -> Result<()> {
     forget_events(test).await?;
     restore(test).await?;
     let result = body(test).await;
@@ -56,7 +56,7 @@ async fn restore(test: &Test) -> Result<()> {
 }
 
 /// Waits until the status of a class on node1 is as wanted.
-async fn status(
+pub(crate) async fn status(
     test: &Test,
     class: &str,
     what: &str,
@@ -79,7 +79,7 @@ fn told(status: &NodeLocalStorageStatus, kind: &str, is: &str) -> Option<String>
     Some(format!("{}: {}", found.reason, found.message))
 }
 
-fn is_told(status: &NodeLocalStorageStatus, kind: &str, is: &str, parts: &[&str]) -> bool {
+pub(crate) fn is_told(status: &NodeLocalStorageStatus, kind: &str, is: &str, parts: &[&str]) -> bool {
     told(status, kind, is).is_some_and(|text| parts.iter().all(|part| text.contains(part)))
 }
 
@@ -88,7 +88,7 @@ fn phases(status: &NodeLocalStorageStatus) -> Vec<&str> {
 }
 
 /// A claim and a pod on node1 that wrote something; the name of the volume.
-async fn serve(test: &Test, class: &str, name: &str, size: &str) -> Result<String> {
+pub(crate) async fn serve(test: &Test, class: &str, name: &str, size: &str) -> Result<String> {
     test.claim(Claim::new(name, class, size)).await?;
     test.pod(PodSpec::new(name).claim(name, false).on("node1")).await?;
     test.running(name).await?;
@@ -104,7 +104,7 @@ async fn reads(test: &Test, name: &str) -> Result<()> {
 }
 
 /// Said of the volume and of its claim.
-async fn said_of_both(test: &Test, volume: &str, claim: &str, parts: &[&str]) -> Result<()> {
+pub(crate) async fn said_of_both(test: &Test, volume: &str, claim: &str, parts: &[&str]) -> Result<()> {
     println!("   {volume}: {}", test.said("PersistentVolume", volume, parts).await?);
     test.said("PersistentVolumeClaim", claim, parts).await.map(drop)
 }
@@ -116,7 +116,7 @@ async fn said_nothing(test: &Test, volume: &str, reason: &str) -> Result<()> {
 }
 
 /// A figure of the manager of node1.
-async fn metric(test: &Test, line: &str) -> Result<Option<String>> {
+pub(crate) async fn metric(test: &Test, line: &str) -> Result<Option<String>> {
     let pod = test.pod_of_ours("quarry-manager", "node1").await?;
     let address = pod
         .status

@@ -3,6 +3,7 @@
 //! [`bed`] brings the cluster up with Quarry on it, [`test`] is what one test has (a namespace, classes, disks),
 //! [`objects`] makes objects; the cases are in the files named after what they show.
 
+pub mod backups;
 pub mod bad_claims;
 pub mod bad_disks;
 pub mod bad_lvm;
@@ -18,6 +19,7 @@ pub mod fixtures;
 pub mod foreign_lvm;
 pub mod groups;
 pub mod halves;
+pub mod lost_group;
 pub mod lost_nodes;
 pub mod lvm;
 pub mod machines;

@@ -12,9 +12,13 @@ use crate::test::{Case, Test};
 use scene::{NOBODY, Scene, all};
 use thief::{Attempt, Thief};
 
+pub mod exposed;
+pub mod foreign;
 pub mod least;
 pub mod scene;
+pub mod secrets;
 pub mod thief;
+pub mod viewers;
 
 /// The cases.
 pub const CASES: &[Case] = &[
@@ -24,6 +28,10 @@ pub const CASES: &[Case] = &[
     case!(odd_disks_of_a_node_local_storage_are_refused),
     least::CASES[0],
     least::CASES[1],
+    foreign::CASES[0],
+    secrets::CASES[0],
+    exposed::CASES[0],
+    viewers::CASES[0],
 ];
 
 const VOLUMES: &str = "/api/v1/persistentvolumes";

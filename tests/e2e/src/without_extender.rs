@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::bed::{NAMESPACE, folder, repository};
 use crate::case;
-use crate::objects::{Claim, PodSpec};
+use crate::objects::{Claim, Class, PodSpec};
 use crate::rights::thief::{Attempt, Thief};
 use crate::test::{Case, PATIENCE, Test};
 
@@ -65,6 +65,7 @@ async fn with_capacity(test: &Test) -> Result<()> {
     println!("   kube-scheduler goes by both: Running");
     test.delete_pod("both").await?;
     test.delete_claim("both").await?;
+    crate::backups::find_the_files(test, &class).await?;
     test.bed.cluster.stock_scheduler(true).await?;
     alone(test, &class).await
 }
@@ -99,6 +100,16 @@ async fn of_its_own_node_alone(test: &Test, class: &str) -> Result<()> {
         let told = thief.is_refused(&attempt, &["denied request", "node1"]).await?;
         println!("   {told}");
     }
+    // kube-scheduler would send pods with claims of that class here.
+    let other = test.class_name("other");
+    let of_other_driver = Class::new(&other, &[]).with("provisioner", "other.example");
+    test.class(of_other_driver.with("parameters", json!({}))).await?;
+    let mut capacity = object(&format!("{other}.node1"), "node1");
+    capacity["storageClassName"] = json!(other);
+    let attempt = Attempt::create("make one for a class of another driver", &path, capacity);
+    thief
+        .is_refused(&attempt, &["denied request", "node1", "other.example"])
+        .await?;
     let attempt = Attempt::delete("take node2's away", &of_other);
     thief.is_refused(&attempt, &["quarry-manager\" cannot"]).await?;
     let own = format!("{path}/{own}");

@@ -6,9 +6,9 @@ use quarry_e2e::sweep::sweep;
 use quarry_e2e::test::{Case, trial};
 use quarry_e2e::{
     bad_claims, bad_disks, bad_lvm, bad_parameters, bad_requests, burst, capacity, certificates, deletion,
-    device_faults, foreign_lvm, groups, halves, lost_nodes, main_path, metadata, orphans, outages, past_the_scheduler,
-    placement, preemption, rights, sectors, silent_manager, two_at_once, used_disks, why, wipe, without_extender,
-    wrong_disks,
+    device_faults, foreign_lvm, groups, halves, lost_group, lost_nodes, main_path, metadata, orphans, outages,
+    past_the_scheduler, placement, preemption, rights, sectors, silent_manager, two_at_once, used_disks, why, wipe,
+    without_extender, wrong_disks,
 };
 
 fn main() -> anyhow::Result<()> {
@@ -39,6 +39,7 @@ fn main() -> anyhow::Result<()> {
         metadata::CASES,
         bad_lvm::CASES,
         device_faults::CASES,
+        lost_group::CASES,
         wrong_disks::CASES,
         sectors::CASES,
         foreign_lvm::CASES,

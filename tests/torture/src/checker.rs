@@ -27,6 +27,8 @@ pub enum Fault {
     Stuck,
     /// A volume holds what it may not.
     Corrupted,
+    /// Something of others was changed.
+    Foreign,
 }
 
 /// A fault that was found.

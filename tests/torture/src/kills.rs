@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use quarry_bed::{Boot, Process};
 
+use crate::hostile::guard;
 use crate::load::{Load, insist, node_name};
 use crate::schedule::{Kill, NODES, Workload};
 
@@ -309,6 +310,7 @@ impl Kills {
         };
         let (booted, ()) = tokio::join!(machine.boot(Boot::default()), arming);
         booted?;
+        guard(&self.load, node).await?;
         let Some(point) = point else {
             return Ok(format!("power of {}", node_name(node)));
         };

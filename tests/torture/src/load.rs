@@ -212,7 +212,10 @@ impl Load {
     }
 
     /// Runs a program in a node, insisting while the node is down; its exit code.
-    async fn in_node(&self, node: usize, argv: &[&str]) -> Result<i32> {
+    ///
+    /// # Errors
+    /// It is down for good.
+    pub async fn in_node(&self, node: usize, argv: &[&str]) -> Result<i32> {
         let node = self.test.bed.node(&node_name(node))?;
         insist(argv[0], || async { Ok(node.run(argv.iter().copied()).await?.status) }).await
     }

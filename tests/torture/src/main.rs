@@ -3,6 +3,7 @@
 mod book;
 mod checker;
 mod data;
+mod hostile;
 mod kills;
 mod load;
 mod observe;

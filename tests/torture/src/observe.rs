@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::api::ListParams;
 use quarry_bed::Node;
 use quarry_crds::NodeLocalStorage;
-use quarry_crds::names::{PROVISIONED_BY, PROVISIONER};
+use quarry_crds::names::{PROVISIONED_BY, is_volume_provisioner};
 use quarry_e2e::lvm::rows;
 use quarry_e2e::test::Test;
 use serde_json::Value;
@@ -103,7 +103,9 @@ pub async fn look(test: &Test) -> Result<Snapshot> {
     let volumes = test.volumes().list(&all).await?.items;
     let ours = |volume: &PersistentVolume| {
         let annotations = volume.metadata.annotations.as_ref();
-        annotations.and_then(|annotations| annotations.get(PROVISIONED_BY).map(String::as_str)) == Some(PROVISIONER)
+        annotations
+            .and_then(|annotations| annotations.get(PROVISIONED_BY))
+            .is_some_and(|value| is_volume_provisioner(value))
     };
     Ok(Snapshot {
         claims: test.claims().list(&all).await?.items,

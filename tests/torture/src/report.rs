@@ -14,6 +14,8 @@ pub struct Report {
     pub asked: usize,
     /// Kills by what was killed.
     pub kills: BTreeMap<&'static str, usize>,
+    /// How often a hostile tenant did what.
+    pub hostile: BTreeMap<&'static str, usize>,
     /// How often each point was reached.
     pub points: BTreeMap<String, usize>,
     /// Claims that were made.
@@ -40,7 +42,8 @@ impl Report {
     pub fn line(&self) -> String {
         let count = |fault| self.findings.iter().filter(|finding| finding.fault == fault).count();
         format!(
-            "kills={} claims={} leaked={} lost={} overcommitted={} stuck={} corrupted={} seconds={} seed={}",
+            "kills={} claims={} leaked={} lost={} overcommitted={} stuck={} corrupted={} foreign={} seconds={} \
+             seed={}",
             self.total(),
             self.claims,
             count(Fault::Leaked),
@@ -48,6 +51,7 @@ impl Report {
             count(Fault::Overcommitted),
             count(Fault::Stuck),
             count(Fault::Corrupted),
+            count(Fault::Foreign),
             self.took.as_secs(),
             self.seed
         )
@@ -57,12 +61,14 @@ impl Report {
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = String::new();
-        let kills: Vec<String> = self
-            .kills
-            .iter()
-            .map(|(what, count)| format!("{what} {count}"))
-            .collect();
-        text.push_str(&format!("killed: {}\n", kills.join(", ")));
+        let counts = |of: &BTreeMap<&str, usize>| {
+            let counts: Vec<String> = of.iter().map(|(what, count)| format!("{what} {count}")).collect();
+            counts.join(", ")
+        };
+        text.push_str(&format!("killed: {}\n", counts(&self.kills)));
+        if !self.hostile.is_empty() {
+            text.push_str(&format!("hostile: {}\n", counts(&self.hostile)));
+        }
         let reached = self.points.values().filter(|count| **count > 0).count();
         text.push_str(&format!("points reached: {reached} of {}", self.points.len()));
         let never: Vec<&str> = self
@@ -98,6 +104,7 @@ mod tests {
             seed: 7,
             asked: 3,
             kills: [("manager", 2), ("etcd", 1)].into(),
+            hostile: [("drops", 1)].into(),
             points: [("a".to_owned(), 2), ("b".to_owned(), 0)].into(),
             claims: 9,
             findings: Vec::new(),
@@ -108,16 +115,18 @@ mod tests {
     #[test]
     fn zeros_pass_and_anything_else_fails() {
         let mut report = report();
-        let line = "kills=3 claims=9 leaked=0 lost=0 overcommitted=0 stuck=0 corrupted=0 seconds=61 seed=7";
+        let line = "kills=3 claims=9 leaked=0 lost=0 overcommitted=0 stuck=0 corrupted=0 foreign=0 seconds=61 seed=7";
         assert_eq!(report.line(), line);
         assert!(report.passed());
         assert!(report.text().contains("points reached: 1 of 2; never: b"));
+        assert!(report.text().contains("hostile: drops 1\n"));
         for (fault, part) in [
             (Fault::Leaked, "leaked=1"),
             (Fault::Lost, "lost=1"),
             (Fault::Overcommitted, "overcommitted=1"),
             (Fault::Stuck, "stuck=1"),
             (Fault::Corrupted, "corrupted=1"),
+            (Fault::Foreign, "foreign=1"),
         ] {
             let seen = "what was seen".to_owned();
             report.findings = vec![Finding { fault, seen }];

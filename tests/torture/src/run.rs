@@ -13,6 +13,7 @@ use quarry_e2e::bed::Bed;
 use quarry_e2e::test::Test;
 
 use crate::checker::{self, Finding};
+use crate::hostile::{self, Act, Hostile};
 use crate::kills::Kills;
 use crate::load::Load;
 use crate::report::Report;
@@ -41,6 +42,9 @@ pub struct Args {
     /// Seconds within which the cluster has to come to rest once it is left alone.
     #[arg(long, env = "REST", default_value_t = 240)]
     pub rest: u64,
+    /// What a hostile tenant does beside: none, or some of lvm, snapshots, drops, hangs, with commas between.
+    #[arg(long, env = "HOSTILE", default_value = "lvm,snapshots,drops,hangs")]
+    pub hostile: String,
 }
 
 /// Runs; the closing report.
@@ -50,12 +54,16 @@ pub struct Args {
 pub async fn run(args: &Args) -> Result<Report> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
     let seed = args.seed.unwrap_or(now.as_secs());
-    println!("torture: make torture SEED={seed} KILLS={}", args.kills);
+    println!(
+        "torture: make torture SEED={seed} KILLS={} HOSTILE={}",
+        args.kills, args.hostile
+    );
+    let acts = hostile::acts(&args.hostile)?;
     let bed = Bed::up_with(&[FEATURE]).await?;
     bed.manager_settings(&[(READY_WITHIN, Some("2s"))]).await?;
     let test = Arc::new(Test::new(bed, "torture"));
     test.begin().await?;
-    let mut run = Run::begin(test.clone(), seed, args).await?;
+    let mut run = Run::begin(test.clone(), seed, args, acts).await?;
     let result = run.go(args).await;
     let mut report = run.report(seed, args);
     match result {
@@ -71,6 +79,7 @@ pub async fn run(args: &Args) -> Result<Report> {
             return Ok(report);
         }
     }
+    hostile::unguard(&run.load).await?;
     test.bed.manager_settings(&[(READY_WITHIN, None)]).await?;
     test.end().await.context("cleaning up")?;
     Ok(report)
@@ -79,16 +88,18 @@ pub async fn run(args: &Args) -> Result<Report> {
 struct Run {
     load: Load,
     kills: Kills,
+    hostile: Hostile,
     begun: Instant,
     rest: Duration,
 }
 
 impl Run {
-    async fn begin(test: Arc<Test>, seed: u64, args: &Args) -> Result<Self> {
+    async fn begin(test: Arc<Test>, seed: u64, args: &Args, acts: Vec<Act>) -> Result<Self> {
         let load = Load::new(test, seed);
         load.classes().await?;
         Ok(Self {
             kills: Kills::new(load.clone()),
+            hostile: Hostile::begin(load.clone(), acts).await?,
             load,
             begun: Instant::now(),
             rest: Duration::from_secs(args.rest),
@@ -126,6 +137,7 @@ impl Run {
         }
         listener.abort();
         println!("torture: everything is deleted");
+        self.hostile.end().await?;
         self.load.end_all().await?;
         let findings = self.come_to_rest().await?;
         writer.abort();
@@ -136,6 +148,9 @@ impl Run {
         let begun = Instant::now();
         self.kills.turn(step.node).await?;
         let waited = begun.elapsed();
+        if let Some(done) = self.hostile.act(step.node).await? {
+            println!("torture: hostile: {done}");
+        }
         self.kills.prepare(&step.kill, step.node).await?;
         for op in &step.ops {
             match op {
@@ -162,6 +177,7 @@ impl Run {
     async fn come_to_rest(&mut self) -> Result<Vec<Finding>> {
         let begun = Instant::now();
         self.kills.disarm_all().await?;
+        self.hostile.rest().await?;
         let filled = self.load.book().filled;
         if let Some(node) = filled {
             self.load.unfill(node).await?;
@@ -184,8 +200,9 @@ impl Run {
                 _ => tokio::time::sleep(Duration::from_millis(500)).await,
             }
         };
-        if !findings.is_empty() {
-            return Ok(findings);
+        let foreign = self.hostile.findings().await?;
+        if !findings.is_empty() || !foreign.is_empty() {
+            return Ok([findings, foreign].concat());
         }
         // Each raw volume is proved once more, now that all is quiet.
         prove::raw_volumes(&self.load, false).await?;
@@ -248,6 +265,7 @@ impl Run {
             seed,
             asked: args.kills,
             kills: self.kills.counted.clone(),
+            hostile: self.hostile.counted.clone(),
             points: points.into_iter().map(|point| count(point.name)).collect(),
             claims: self.load.book().claims,
             findings: Vec::new(),

@@ -32,6 +32,7 @@ const EVERYONE: &[(&str, &[&str])] = &[
 ];
 
 const MANAGER: &[(&str, &[&str])] = &[
+    ("/namespaces:kube-system", &["get"]),
     ("/nodes", &["get", "list", "watch", "patch"]),
     ("/persistentvolumeclaims", &["get", "list", "watch", "patch"]),
     (

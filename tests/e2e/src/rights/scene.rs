@@ -7,12 +7,15 @@ use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
-use quarry_crds::names::SELECTED_NODE;
+use quarry_crds::names::{PROVISIONER, SELECTED_NODE, STORAGE_PROVISIONER};
 use serde_json::{Value, json};
 
 use super::STORAGES;
 use crate::objects::{Claim, PodSpec};
 use crate::test::Test;
+
+/// How many policies `deploy/base` has.
+pub const POLICIES: usize = 11;
 
 /// A class that does not exist, so that nobody serves its claims.
 pub const NOBODY: &str = "nobody-serves-this";
@@ -37,7 +40,7 @@ impl Scene {
     /// # Errors
     /// It could not be made.
     pub async fn set(test: &Test) -> Result<Self> {
-        compiled(test).await?;
+        compiled(test, POLICIES).await?;
         let class = test.simple_class("a", 0).await?;
         for (name, node) in [("mine", "node1"), ("theirs", "node2")] {
             test.claim(Claim::new(name, &class, "100Mi")).await?;
@@ -77,7 +80,7 @@ impl Scene {
             "apiVersion": "v1", "kind": "PersistentVolume",
             "metadata": {
                 "name": name, "labels": {"quarry.dev/node": "node1"}, "finalizers": ["quarry.dev/logical-volume"],
-                "annotations": {"pv.kubernetes.io/provisioned-by": "lvm.quarry.dev", "quarry.dev/node": "node1",
+                "annotations": {"pv.kubernetes.io/provisioned-by": "lvm.quarry.dev/local", "quarry.dev/node": "node1",
                     "quarry.dev/volume-group": "none", "quarry.dev/volume-group-uuid": "none"},
             },
             "spec": {
@@ -103,17 +106,21 @@ impl Scene {
     }
 }
 
-/// A claim that nobody serves, given to a node.
+/// A claim that asks for Quarry and that nobody serves, given to a node.
 fn waiting(name: &str, node: Option<&str>) -> Claim {
     let mut claim = Claim::new(name, NOBODY, "1Mi");
+    claim.0["metadata"]["annotations"] = json!({STORAGE_PROVISIONER: PROVISIONER});
     if let Some(node) = node {
-        claim.0["metadata"]["annotations"] = json!({SELECTED_NODE: node});
+        claim.0["metadata"]["annotations"][SELECTED_NODE] = json!(node);
     }
     claim
 }
 
-/// Makes sure that the API server understood every expression of the policies.
-async fn compiled(test: &Test) -> Result<()> {
+/// Makes sure that the API server understood every expression of the policies, of which there are so many.
+///
+/// # Errors
+/// It did not, or there are others.
+pub async fn compiled(test: &Test, count: usize) -> Result<()> {
     let policies: Api<ValidatingAdmissionPolicy> = Api::all(test.client());
     let found = test
         .wait("the policies are looked at", Duration::from_secs(60), || async {
@@ -126,10 +133,10 @@ async fn compiled(test: &Test) -> Result<()> {
                 let seen = policy.status.as_ref().and_then(|status| status.observed_generation);
                 seen.is_some() && seen == policy.metadata.generation
             };
-            Ok((!ours.is_empty() && ours.iter().all(seen)).then_some(ours))
+            Ok((ours.len() >= count && ours.iter().all(seen)).then_some(ours))
         })
         .await?;
-    ensure!(found.len() == 8, "{} policies", found.len());
+    ensure!(found.len() == count, "{} policies", found.len());
     for policy in found {
         let checked = policy.status.and_then(|status| status.type_checking);
         let warnings = checked
