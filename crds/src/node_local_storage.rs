@@ -237,6 +237,13 @@ pub struct GroupFigures {
 }
 
 impl VolumeGroupStatus {
+    /// The same of a group in which no volume can be made.
+    #[must_use]
+    pub fn without_room(mut self) -> Self {
+        "0".clone_into(&mut self.largest);
+        self
+    }
+
     /// The figures in extents; `None` where a figure is missing or unreadable, which must count as no capacity.
     #[must_use]
     pub fn figures(&self) -> Option<GroupFigures> {

@@ -20,6 +20,7 @@ use quarry_crds::extents::Bytes;
 use quarry_crds::labels;
 use quarry_crds::provisioning::{check_class, large_enough};
 use quarry_crds::storage_class::{ClassParameters, NodeGroup, is_ours};
+use quarry_process::WatchBackoff;
 use quarry_process::events::{Events, Saying};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -280,7 +281,7 @@ pub async fn run(client: Client, extender: Arc<Extender>, nodes: Arc<Nodes>) {
     let changed = Notify::new();
     let (classes, writer) = store();
     let watch_classes = watcher(Api::<StorageClass>::all(client.clone()), watcher::Config::default())
-        .default_backoff()
+        .backoff(WatchBackoff::default())
         .reflect(writer)
         .for_each(|event| {
             if let Err(error) = event {

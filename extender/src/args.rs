@@ -7,12 +7,11 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use futures::FutureExt;
-use kube::Client;
 use prometheus_client::registry::Registry;
 use quarry_crds::liveness::SILENT_AFTER;
 use quarry_crds::lost_nodes::DEFAULT_GRACE;
 use quarry_process::leader::{Candidate, Times};
-use quarry_process::{Limits, LogFormat, Ready, Shutdown, bind, build_info, init_logs, serve_admin, serve_with};
+use quarry_process::{Alive, Limits, LogFormat, Ready, Shutdown, bind, build_info, init_logs, serve_admin, serve_with};
 
 use crate::cleanup::Cleanup;
 use crate::decide::Patience;
@@ -107,7 +106,8 @@ impl Args {
         let mut registry = Registry::default();
         build_info(&mut registry, "extender", env!("CARGO_PKG_VERSION"));
         metrics::register(&mut registry, &extender);
-        let client = Client::try_default()
+        let alive = Alive::new();
+        let client = quarry_process::client::lasting(&alive)
             .await
             .context("no configuration for the API server: run in a pod, or set KUBECONFIG")?;
         let listener = bind(self.listen).await?;
@@ -149,7 +149,8 @@ impl Args {
         let candidate = tokio::spawn(candidate.run(shutdown.clone()));
         let grace = self.node_gone_grace.into();
         let cleanup = Cleanup::new(client, Arc::clone(&extender), nodes, leads, grace).run();
-        let admin = serve_admin(self.admin_listen, Arc::new(registry), ready.clone(), shutdown.clone());
+        let parts = (ready.clone(), alive);
+        let admin = serve_admin(self.admin_listen, Arc::new(registry), parts, shutdown.clone());
         tokio::select! {
             () = serve_with(listener, scheduler, Limits::default(), shutdown, tls) => {
                 // Lets go of the Lease, so that another extender need not wait.

@@ -12,6 +12,7 @@ use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use quarry_crds::liveness::{Heard, is_manager_lease};
+use quarry_process::WatchBackoff;
 
 use crate::handlers::Extender;
 
@@ -21,7 +22,7 @@ const PACE: Duration = Duration::from_secs(2);
 /// Listens for ever. A manager that is not heard of for `after` is silent.
 pub async fn run(client: Client, namespace: String, extender: Arc<Extender>, after: Duration) {
     let leases: Api<Lease> = Api::namespaced(client, &namespace);
-    let events = watcher(leases, watcher::Config::default()).default_backoff();
+    let events = watcher(leases, watcher::Config::default()).backoff(WatchBackoff::default());
     let mut events = std::pin::pin!(events);
     let mut heard = Heard::default();
     let mut silent = BTreeSet::new();

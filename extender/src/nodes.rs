@@ -12,6 +12,7 @@ use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
+use quarry_process::WatchBackoff;
 use tokio::sync::watch;
 
 /// A node, as far as it is watched.
@@ -42,7 +43,7 @@ impl Nodes {
     /// Watches them, for ever.
     pub async fn watch(self: Arc<Self>, client: Client, writer: Writer<NodeMeta>) {
         let events = watcher(Api::<NodeMeta>::all(client), watcher::Config::default())
-            .default_backoff()
+            .backoff(WatchBackoff::default())
             .modify(|node: &mut NodeMeta| {
                 node.metadata.managed_fields = None;
                 node.metadata.annotations = None;

@@ -12,7 +12,7 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
 use kube::{Client, Resource};
 use quarry_crds::NodeLocalStorage;
-use quarry_process::{Part, Ready};
+use quarry_process::{Part, Ready, WatchBackoff};
 use serde::de::DeserializeOwned;
 
 use crate::handlers::Extender;
@@ -69,7 +69,7 @@ where
     };
     let mut listed: Vec<(Box<str>, E)> = Vec::new();
     let mut events = watcher::watcher(api, watcher::Config::default())
-        .default_backoff()
+        .backoff(WatchBackoff::default())
         .boxed();
     while let Some(event) = events.next().await {
         match event {

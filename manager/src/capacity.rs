@@ -27,6 +27,7 @@ use crate::lost_group;
 use crate::lvm::{PhysicalVolume, State, VolumeGroup};
 use crate::orphans::Orphans;
 use crate::provision;
+use crate::refusals::is_unanswered;
 use crate::startup_taint;
 use crate::telling;
 use crate::volume_group::{self, Pass, View, is_metadata_low};
@@ -37,6 +38,8 @@ pub(crate) const VOLUME_MISSING: &str = "VolumeMissing";
 const DEBOUNCE: Duration = Duration::from_millis(250);
 /// There is at most one write in this time, of each object.
 const INTERVAL: Duration = Duration::from_secs(2);
+/// After so many passes that the API server did not answer, the pause becomes no longer: 8 s.
+const UNANSWERED: u32 = 3;
 /// A volume that is to be closed is looked at again after this time.
 const CLOSED: Duration = Duration::from_secs(3);
 
@@ -64,7 +67,9 @@ pub async fn keep_true(context: Arc<Context>, shutdown: Shutdown, startup_taint:
                 }
             }
             Err(error) => {
-                failures = failures.saturating_add(1);
+                // Nothing is wrong here, and the API server may be back at any moment.
+                let most = if is_unanswered(&error) { UNANSWERED } else { u32::MAX };
+                failures = failures.saturating_add(1).min(most);
                 tracing::warn!(%error, "a pass over the volume groups failed; it is tried again");
             }
         }
@@ -133,7 +138,11 @@ pub async fn publish(context: &Context, storage: &NodeLocalStorage) -> Result<()
         }
         // Deleted with its class in the meantime.
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-        Err(error) => Err(error),
+        Err(error) => {
+            let what = "its status, so that the figures are not those of now";
+            telling::refused(context, storage, "StatusRefused", what, &error).await;
+            Err(error)
+        }
     }
 }
 
@@ -144,9 +153,13 @@ async fn publish_for_scheduler(
 ) -> Result<(), kube::Error> {
     let hostname = context.objects.hostname();
     let capacity = &context.storage_capacity;
-    capacity
-        .publish(&context.client, storage, status, hostname.as_deref())
-        .await
+    let published = capacity.publish(&context.client, storage, status, hostname.as_deref());
+    let published = published.await;
+    if let Err(error) = &published {
+        let what = "its CSIStorageCapacity, by which a kube-scheduler without the extender goes";
+        telling::refused(context, storage, "StorageCapacityRefused", what, error).await;
+    }
+    published
 }
 
 /// Whether volumes may fit that did not before: more is free than was published, or the group can be used again.
@@ -226,8 +239,8 @@ pub fn status(
     NodeLocalStorageStatus {
         volume_group: figures
             .map(|(figures, metadata_free)| figures.to_status(name, metadata_free))
-            // What was there is remembered, so that nothing else is ever taken for it.
-            .or_else(|| old.volume_group.clone()),
+            // What was there is remembered, so that nothing else is ever taken for it; nothing can be made in it.
+            .or_else(|| old.volume_group.clone().map(VolumeGroupStatus::without_room)),
         disks: disks(storage, view, group, &old.disks),
         machine_id: match group {
             Some(_) => machine.map(str::to_owned),

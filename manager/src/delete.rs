@@ -19,6 +19,7 @@ use crate::lvm::{
     ChangeTags, Done, LogicalVolume, RemoveVolumeError, ReportError, State, VolumeError, VolumeGroup, VolumeRef,
 };
 use crate::provision;
+use crate::refusals::refusal;
 use crate::wipe::Progress;
 
 /// How often a wipe that goes on is looked at.
@@ -362,12 +363,20 @@ const SAID_AFTER: Duration = Duration::from_secs(16);
 
 /// Says on the volume why it is still there.
 pub fn failed(volume: Arc<PersistentVolume>, error: &DeleteError, context: Arc<Context>, delay: Duration) {
+    let refusal = match error {
+        DeleteError::Api(error) => refusal(error),
+        _ => None,
+    };
     let passing = matches!(error, DeleteError::Held(_) | DeleteError::Remove(_)) && delay < SAID_AFTER;
-    if passing || matches!(error, DeleteError::Api(_)) {
+    if passing || (matches!(error, DeleteError::Api(_)) && refusal.is_none()) {
         tracing::info!(volume = volume.name_any(), %error, "not removed yet");
         return;
     }
-    let note = format!("node {}: {error}; it is tried again", context.node);
+    let why = refusal.map_or_else(
+        || error.to_string(),
+        |refusal| format!("the API server refuses: {refusal}"),
+    );
+    let note = format!("node {}: {why}; it is tried again", context.node);
     tokio::spawn(async move {
         context
             .events

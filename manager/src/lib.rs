@@ -8,6 +8,7 @@
 mod crash_points;
 
 pub mod args;
+mod attempts;
 pub mod capacity;
 pub mod cluster;
 pub mod context;
@@ -31,6 +32,7 @@ pub mod provision;
 pub mod ready_tags;
 #[cfg(test)]
 mod reconcile_tests;
+pub mod refusals;
 pub mod retry;
 pub mod returned;
 pub mod run;

@@ -16,17 +16,21 @@ use quarry_crds::{NodeLocalStorage, labels};
 use serde_json::json;
 
 use crate::context::Context;
+use crate::refusals::is_answer;
+use crate::telling;
 
 /// Brings the NodeLocalStorages of this node in line with the classes.
 ///
+/// Whether that is done: what the API server refuses is said on the class and stops nothing else.
+///
 /// # Errors
-/// The API server refused something; what could be done was done.
-pub async fn follow_classes(context: &Context) -> Result<(), kube::Error> {
+/// The API server did not answer.
+pub async fn follow_classes(context: &Context) -> Result<bool, kube::Error> {
     let mut wanted = BTreeMap::new();
     // The Node object was deleted while the machine runs: nothing can be placed here, and what is lost with a node is
     // being cleaned up. All of it is made again once kubelet has registered the node again.
     let Some(labels) = context.objects.node.state().first().map(|node| node.labels().clone()) else {
-        return Ok(());
+        return Ok(true);
     };
     for class in context
         .objects
@@ -53,7 +57,7 @@ pub async fn follow_classes(context: &Context) -> Result<(), kube::Error> {
         }
         wanted.insert(name, spec(&class, &parameters, &context.node, paths));
     }
-    let mut failed = None;
+    let mut complete = true;
     for (name, (class_uid, spec)) in &wanted {
         let there = context.objects.storages.find(|storage| storage.name_any() == *name);
         if there.as_deref().is_some_and(|there| agrees(there, class_uid, spec)) {
@@ -61,7 +65,11 @@ pub async fn follow_classes(context: &Context) -> Result<(), kube::Error> {
         }
         if let Err(error) = apply(context, name, class_uid, spec, there.as_deref()).await {
             tracing::warn!(%error, name, "a NodeLocalStorage could not be written");
-            failed = Some(error);
+            if !is_answer(&error) {
+                return Err(error);
+            }
+            complete = false;
+            telling::storage_refused(context, name, &spec.storage_class_name, there.as_deref(), &error).await;
         }
     }
     for storage in context.objects.storages.state_filter(is_made_by_us) {
@@ -69,10 +77,22 @@ pub async fn follow_classes(context: &Context) -> Result<(), kube::Error> {
             && storage.metadata.deletion_timestamp.is_none()
             && let Err(error) = remove(context, &storage).await
         {
-            failed = Some(error);
+            tracing::warn!(%error, name = storage.name_any(), "a NodeLocalStorage could not be removed");
+            if !is_answer(&error) {
+                return Err(error);
+            }
+            complete = false;
+            telling::refused(
+                context,
+                &*storage,
+                "RemovalRefused",
+                "its removal, though no class wants it here",
+                &error,
+            )
+            .await;
         }
     }
-    failed.map_or(Ok(()), Err)
+    Ok(complete)
 }
 
 /// What is listed already, where a selector chooses disks: what it has chosen once stays, also while the disk is away.

@@ -22,6 +22,9 @@ use crate::context::Context;
 use crate::delete;
 use crate::lvm::{LogicalVolume, ReportError, VolumeGroup};
 
+/// So many claims are listed at a time.
+const PAGE: u32 = 500;
+
 /// A sweep told nothing: what was counted before is forgotten.
 #[derive(Debug, Error)]
 pub enum SweepError {
@@ -95,8 +98,13 @@ pub async fn sweep(context: &Context, policy: Policy, grace: Duration, counts: &
             }
         }
     }
+    let before = &counts.0;
+    // Whose claims were looked for already, and that stay whatever comes, need not be looked for again.
+    let settled =
+        |volume: &LogicalVolume| policy == Policy::Report && before.get(&volume.uuid).is_some_and(|n| *n >= 2);
     if !orphans.is_empty() {
-        let known = known(context, &orphans).await?;
+        let all_settled = orphans.iter().all(|(_, volume, _)| settled(volume));
+        let known = known(context, &orphans, !all_settled).await?;
         orphans.retain(|(_, _, tags)| !known.contains(&tags.claim_uid));
     }
     let before = std::mem::take(&mut counts.0);
@@ -160,14 +168,29 @@ fn suspect(volume: &LogicalVolume, context: &Context) -> Option<VolumeTags> {
     (handed_out && !known).then_some(tags)
 }
 
-/// The claim UIDs of these for which the API server itself, not a cache, knows a PersistentVolume or the claim.
+/// The claim UIDs of these for which the API server itself, not a cache, knows a PersistentVolume or, where claims are
+/// asked for too, the claim. A claim can be asked for by its name only, which nobody knows any more: all of the cluster are
+/// listed, by pages and without what is in them.
 async fn known(
     context: &Context,
     suspects: &[(&VolumeGroup, &LogicalVolume, VolumeTags)],
+    claims_too: bool,
 ) -> Result<BTreeSet<String>, kube::Error> {
-    let claims: Api<PersistentVolumeClaim> = Api::all(context.client.clone());
-    let list = claims.list(&ListParams::default()).await?;
-    let mut known: BTreeSet<String> = list.items.iter().filter_map(ResourceExt::uid).collect();
+    let mut known = BTreeSet::new();
+    if claims_too {
+        let wanted: BTreeSet<&str> = suspects.iter().map(|(_, _, tags)| tags.claim_uid.as_str()).collect();
+        let claims: Api<PersistentVolumeClaim> = Api::all(context.client.clone());
+        let mut page = ListParams::default().limit(PAGE);
+        loop {
+            let list = claims.list_metadata(&page).await?;
+            let uids = list.items.iter().filter_map(ResourceExt::uid);
+            known.extend(uids.filter(|uid| wanted.contains(uid.as_str())));
+            match list.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => break,
+            }
+        }
+    }
     let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
     for (_, _, tags) in suspects {
         if volumes.get_opt(&volume_name(&tags.claim_uid)).await?.is_some() {

@@ -26,7 +26,7 @@ use crate::context::Context;
 use crate::lvm::{
     CreateVolume, CreateVolumeError, LogicalVolume, RemoveVolumeError, ReportError, State, VolumeError, VolumeGroup,
 };
-use crate::{immediate, volume_group, wake};
+use crate::{immediate, refusals, volume_group, wake};
 
 /// How long a claim waits at a time for the first pass over the volume groups.
 pub(crate) const FIRST_PASS: Duration = Duration::from_millis(500);
@@ -325,7 +325,12 @@ async fn give_back(
         // Seen only now: whose it is, and whether it was handed out, is to be looked at first.
         return Ok(Action::requeue(Duration::from_millis(200)));
     }
-    volume_group::publish(context, &no_volume.volume_group).await?;
+    let refused = volume_group::publish(context, &no_volume.volume_group).await?;
+    // The scheduler goes by the figures of the class: of another that shares the group it may be as it is.
+    let of_class = |(class, _): &volume_group::Unpublished| Some(class.as_str()) == claim::class_name(claim);
+    if let Some((_, error)) = refused.into_iter().find(of_class) {
+        return Err(ProvisionError::Publish(error.into()));
+    }
     crash_point!("give-back-after-publish");
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &namespace(claim));
     let patch = json!({"metadata": {
@@ -446,13 +451,33 @@ pub fn namespace(claim: &PersistentVolumeClaim) -> String {
     claim.metadata.namespace.clone().unwrap_or_default()
 }
 
+/// What to look at where this node's label is not what the policy for managers' PersistentVolumes expects.
+fn renamed_host(context: &Context) -> String {
+    match context.objects.hostname() {
+        Some(hostname) if hostname != context.node => format!(
+            " (the node's label {HOSTNAME_LABEL} is {hostname:?} and not its name; see docs/security.md on nodes whose label \
+             was changed)"
+        ),
+        _ => String::new(),
+    }
+}
+
 /// Says on the claim why it is not served yet.
 pub fn failed(claim: Arc<PersistentVolumeClaim>, error: &ProvisionError, context: Arc<Context>) {
-    if matches!(error, ProvisionError::Api(_) | ProvisionError::Publish(_)) {
-        tracing::warn!(claim = claim.name_any(), %error, "not served yet");
-        return;
-    }
-    let note = shortened(&format!("node {}: {error}; it is tried again here", context.node));
+    let why = match error {
+        ProvisionError::Api(cause) | ProvisionError::Publish(volume_group::GroupError::Api(cause)) => {
+            tracing::warn!(claim = claim.name_any(), %error, "not served yet");
+            let Some(refusal) = refusals::refusal(cause) else {
+                return;
+            };
+            format!(
+                "the API server refuses what is needed for this claim: {refusal}{}",
+                renamed_host(&context)
+            )
+        }
+        other => other.to_string(),
+    };
+    let note = shortened(&format!("node {}: {why}; it is tried again here", context.node));
     tokio::spawn(async move {
         context
             .events

@@ -18,6 +18,7 @@ mod misbehaviour;
 mod orphans;
 mod provisioning;
 mod ready_tags;
+mod refused;
 mod start;
 mod unknown;
 mod wake;

@@ -18,8 +18,9 @@ use quarry_crds::orphans::Policy;
 use quarry_crds::tags::Owner;
 use quarry_crds::{NodeLocalStorage, labels};
 use quarry_process::events::Events;
-use quarry_process::{Ready, Shutdown};
+use quarry_process::{Alive, Ready, Shutdown, WatchBackoff};
 use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
 use crate::args::Args;
 use crate::context::{Context, Disks as _, Objects};
@@ -32,7 +33,8 @@ use crate::lvm::{HostLvm, HostOptions, Lvm, problems_of_surroundings};
 use crate::metrics::Metrics;
 use crate::orphans::Orphans;
 use crate::ready_tags::{self, ReadyTags};
-use crate::retry::Retry;
+use crate::refusals::is_unanswered;
+use crate::retry::{Outcome, Retry};
 use crate::storage_capacity::StorageCapacity;
 use crate::uevent::BlockEvents;
 use crate::volume_group::Groups;
@@ -42,8 +44,12 @@ use crate::wipe::Eraser;
 use crate::wipe::Wipes;
 use crate::{capacity, cluster, delete, leftovers, machine, node_lock, orphans, provision};
 
-/// How long the last volumes that were handed out may take to be marked, at the end.
-const MARKED_WITHIN: Duration = Duration::from_secs(30);
+/// From when the end was asked for: by then nothing new is begun, the last volumes that were handed out are marked, and LVM
+/// has ended what it was doing. All of it is over before kubelet kills what is left, after 150 s
+/// (`terminationGracePeriodSeconds`).
+const SERVED_BY: Duration = Duration::from_secs(100);
+const MARKED_BY: Duration = Duration::from_secs(120);
+const SETTLED_BY: Duration = Duration::from_secs(145);
 
 /// Runs the manager until it is told to stop, and then until LVM has ended what it was doing.
 ///
@@ -52,10 +58,11 @@ const MARKED_WITHIN: Duration = Duration::from_secs(30);
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    let ready = Ready::default();
+    let (ready, alive) = (Ready::default(), Alive::default());
     quarry_process::build_info(&mut registry, "manager", env!("CARGO_PKG_VERSION"));
     let shutdown = Shutdown::on_signals().context("signals cannot be received")?;
-    let admin = quarry_process::serve_admin(args.admin_listen, Arc::new(registry), ready.clone(), shutdown.clone());
+    let parts = (ready.clone(), alive.clone());
+    let admin = quarry_process::serve_admin(args.admin_listen, Arc::new(registry), parts, shutdown.clone());
     let admin = tokio::spawn(admin);
 
     let problems = problems_of_surroundings(&args.proc);
@@ -96,7 +103,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     crash_point!("start-after-activation");
     lvm_part.set();
 
-    let client = Client::try_default()
+    let client = quarry_process::client::lasting(&alive)
         .await
         .context("the API server cannot be reached")?;
     let cluster_part = ready.part("the cluster's UID");
@@ -153,14 +160,18 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     tracing::info!(node = args.node_name, "running");
     let sweeping = (args.orphans.into(), args.orphan_grace.into());
+    let asked = shutdown.clone();
     tokio::select! {
         () = controllers.run(context, args.concurrency, args.startup_taint, pulse, sweeping, shutdown) => {}
         served = admin => served.context("the admin server ended")?.context("the admin port cannot be served")?,
     }
     handed_out.ask();
-    let _ = tokio::time::timeout(MARKED_WITHIN, marking).await;
+    let begun = asked.asked_at().unwrap_or_else(Instant::now);
+    let _ = timeout_at(begun + MARKED_BY, marking).await;
     // What LVM is doing is done to its end; nothing new begins.
-    let _settled = lvm.settle().await;
+    if timeout_at(begun + SETTLED_BY, lvm.settle()).await.is_err() {
+        tracing::warn!("LVM has not ended what it was doing; what it did is read at the next start");
+    }
     Ok(())
 }
 
@@ -208,7 +219,7 @@ fn watch(client: &Client, args: &Args, ready: &Ready, shutdown: &Shutdown) -> (O
     let here = watcher::Config::default().fields(&format!("spec.nodeName={}", args.node_name));
     let held = watcher::Config::default().labels(&format!("{NODE_LABEL}={}", labels::value(&args.node_name)));
     let (kept, claims) = watches::claims(Api::all(client.clone()), &args.node_name);
-    let (held, volumes) = watches::touched(watcher(Api::all(client.clone()), held).default_backoff());
+    let (held, volumes) = watches::touched(watcher(Api::all(client.clone()), held).backoff(WatchBackoff::default()));
     let objects = Objects {
         // kubelet writes the node's status every few seconds; only its labels and taints matter here.
         node: reflect(
@@ -301,7 +312,7 @@ impl Controllers {
         };
         tokio::select! {
             ((), (), ()) = async { tokio::join!(drain(claims), drain(volumes), passes) } => {}
-            () = async { shutdown.wait().await; tokio::time::sleep(Duration::from_secs(125)).await; } => {}
+            () = async { shutdown.wait().await; tokio::time::sleep(SERVED_BY).await; } => {}
         }
     }
 }
@@ -326,15 +337,20 @@ where
         move |object: Arc<K>, context| {
             let retry = noted.clone();
             Box::pin(async move {
-                let key = ObjectRef::from_obj(&*object).to_string();
+                let key = key(&*object);
                 let result = reconcile(object, context).await;
-                retry.note(&key, result.is_ok());
+                let outcome = match &result {
+                    Ok(_) => Outcome::Done,
+                    Err(error) if is_unanswered(error) => Outcome::Unanswered,
+                    Err(_) => Outcome::Failed,
+                };
+                retry.note(&key, outcome);
                 result
             })
         },
         move |object, error, context: Arc<Context>| {
             context.metrics.failed(kind);
-            let delay = retry.delay(&ObjectRef::from_obj(&*object).to_string());
+            let delay = retry.delay(&key(&*object));
             failed(object, error, context, delay);
             Action::requeue(delay)
         },
@@ -343,6 +359,11 @@ where
         touched,
         config,
     )
+}
+
+/// An object, and no other of its name.
+fn key<K: Resource<DynamicType = ()>>(object: &K) -> String {
+    format!("{}/{:?}", ObjectRef::from_obj(object), object.meta().uid)
 }
 
 /// Waits until every watch has listed what there is.

@@ -1,6 +1,6 @@
 //! What changed in a NodeLocalStorage, as events: on it, its class, and the volumes and claims that are hit.
 
-use kube::ResourceExt;
+use kube::{Resource, ResourceExt};
 use quarry_crds::NodeLocalStorage;
 use quarry_crds::node_local_storage::{NodeLocalStorageStatus, condition, phase};
 use quarry_crds::volume_group::is_loss;
@@ -8,6 +8,10 @@ use quarry_process::events::Saying;
 
 use crate::capacity::VOLUME_MISSING;
 use crate::context::Context;
+use crate::refusals::refusal;
+
+/// The API server does not take a NodeLocalStorage.
+const STORAGE_REFUSED: &str = "NodeLocalStorageRefused";
 
 /// Says in events what a person should look at.
 pub async fn changes(context: &Context, storage: &NodeLocalStorage, new: &NodeLocalStorageStatus) {
@@ -49,6 +53,37 @@ pub async fn changes(context: &Context, storage: &NodeLocalStorage, new: &NodeLo
     if let Some(now) = now.filter(|now| before.is_none_or(|before| before.message != now.message)) {
         let note = format!("node {}: {}", context.node, now.message);
         context.events.say(storage, Saying::warning("NotReady", note)).await;
+    }
+}
+
+/// Says on an object what the API server refuses about it; nothing where that passes by itself.
+pub async fn refused<K>(context: &Context, object: &K, reason: &'static str, what: &str, error: &kube::Error)
+where
+    K: Resource<DynamicType = ()>,
+{
+    let Some(refusal) = refusal(error) else { return };
+    let note = format!("node {}: the API server refuses {what}: {refusal}", context.node);
+    context.events.say(object, Saying::warning(reason, note)).await;
+}
+
+/// Says on a class, and on the NodeLocalStorage where there is one, that the API server refuses what the class wants there.
+pub async fn storage_refused(
+    context: &Context,
+    name: &str,
+    class: &str,
+    storage: Option<&NodeLocalStorage>,
+    error: &kube::Error,
+) {
+    let follows = match storage {
+        Some(_) => "it stays as it was",
+        None => "the class is not served on this node",
+    };
+    let what = format!("NodeLocalStorage {name} as class {class} wants it, so that {follows}");
+    if let Some(class) = context.objects.class(class) {
+        refused(context, &*class, STORAGE_REFUSED, &what, error).await;
+    }
+    if let Some(storage) = storage {
+        refused(context, storage, STORAGE_REFUSED, &what, error).await;
     }
 }
 

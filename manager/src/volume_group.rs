@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use kube::ResourceExt;
 use quarry_crds::disk_faults::DiskFault;
 use quarry_crds::node_local_storage::DiskStatus;
 use quarry_crds::storage_class::{ClassParameters, VolumeGroupPolicy};
@@ -18,8 +19,10 @@ use thiserror::Error;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use crate::attempts::Attempts;
 use crate::context::{Context, Listing, Probed};
 use crate::lvm::{CreateGroup, LogicalVolume, PhysicalVolume, ReportError, State, VolumeGroup};
+use crate::refusals::is_answer;
 use crate::{capacity, disk_faults, lost_group, lvm_devices, node_local_storage, returned, selected, take_down};
 
 /// Below this, in bytes, the metadata area may not hold another volume: about 32 volumes' worth.
@@ -55,6 +58,8 @@ pub struct Groups {
     pub told: disk_faults::Told,
     /// Which volumes were said to be lost with their group, and which groups have figures.
     pub lost: lost_group::Told,
+    /// What LVM refused to do.
+    attempts: Attempts,
     /// The disks as they were looked at last, and when; one pass at a time.
     one: Mutex<Option<Looked>>,
 }
@@ -139,9 +144,9 @@ pub enum Pass {
 /// Something could not be read or written; the next pass starts anew.
 pub async fn pass(context: &Context) -> Result<Pass, GroupError> {
     let mut looked = context.groups.one.lock().await;
-    node_local_storage::follow_classes(context).await?;
+    let mut complete = node_local_storage::follow_classes(context).await?;
     lvm_devices::renew(context).await;
-    let mut complete = take_down::finish(context).await;
+    complete &= take_down::finish(context).await;
     complete &= returned::claim(context, &names_of(context)).await;
     complete &= returned::restore(context).await;
     complete &= returned::activate(context).await;
@@ -174,7 +179,15 @@ pub async fn pass(context: &Context) -> Result<Pass, GroupError> {
             &state,
             probed.iter().map(|p| p.disk.clone()).collect(),
         ));
-        let failed = carry_out(context, name, &made.action).await;
+        let attempts = &context.groups.attempts;
+        let failed = match attempts.too_early(name, &made.action) {
+            Some(why) => Some(why),
+            None => {
+                let failed = carry_out(context, name, &made.action).await;
+                attempts.note(name, &made.action, failed.as_ref());
+                failed
+            }
+        };
         complete &= failed.is_none();
         let after = context.inventory.get();
         for one in &mut probed {
@@ -197,7 +210,7 @@ pub async fn pass(context: &Context) -> Result<Pass, GroupError> {
     crash_point!("pass-before-publish");
     context.groups.set(views);
     for name in &names {
-        publish(context, name).await?;
+        complete &= publish(context, name).await?.is_empty();
     }
     lost_group::tell(context, &names, &failing).await;
     complete &= take_down::unused(context, &names).await;
@@ -438,15 +451,27 @@ fn settled(plan: Plan, probed: &[Probed]) -> Plan {
     }
 }
 
-/// Publishes the true figures of a volume group in every NodeLocalStorage that names it.
+/// A NodeLocalStorage of this class was not published: why.
+pub type Unpublished = (String, kube::Error);
+
+/// Publishes the true figures of a volume group in every NodeLocalStorage that names it; those of which the API server
+/// refused them, which is said on them.
 ///
 /// # Errors
-/// The API server did not take a status.
-pub async fn publish(context: &Context, name: &str) -> Result<(), GroupError> {
+/// The API server did not answer.
+pub async fn publish(context: &Context, name: &str) -> Result<Vec<Unpublished>, GroupError> {
+    let mut refused = Vec::new();
     for storage in context.objects.storages_of(name) {
-        capacity::publish(context, &storage).await?;
+        match capacity::publish(context, &storage).await {
+            Ok(()) => {}
+            Err(error) if is_answer(&error) => {
+                tracing::warn!(%error, storage = storage.name_any(), "not published");
+                refused.push((storage.spec.storage_class_name.clone(), error));
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
-    Ok(())
+    Ok(refused)
 }
 
 /// The volume group of that name, where volumes can be made in it; else why not.

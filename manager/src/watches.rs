@@ -16,7 +16,7 @@ use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource};
 use quarry_crds::claim::{selected_node, waits_for_node};
-use quarry_process::Shutdown;
+use quarry_process::{Shutdown, WatchBackoff};
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 
@@ -29,7 +29,7 @@ pub fn claims(
     api: Api<PersistentVolumeClaim>,
     node: &str,
 ) -> (Store<PersistentVolumeClaim>, Touched<PersistentVolumeClaim>) {
-    let events = watcher(api, watcher::Config::default()).default_backoff();
+    let events = watcher(api, watcher::Config::default()).backoff(WatchBackoff::default());
     touched(concerning(events, node.to_owned()))
 }
 
@@ -57,7 +57,10 @@ where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let (store, writer) = reflector::store();
-    let stream = watcher(api, config).default_backoff().modify(make_lean).reflect(writer);
+    let stream = watcher(api, config)
+        .backoff(WatchBackoff::default())
+        .modify(make_lean)
+        .reflect(writer);
     let shutdown = Box::pin(asked(shutdown));
     tokio::spawn(async move {
         let mut seen = HashMap::new();

@@ -10,6 +10,7 @@ use axum::routing::get;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use crate::alive::Alive;
 use crate::ready::Ready;
 use crate::serve::{Limits, ServeError, bind, serve};
 use crate::shutdown::Shutdown;
@@ -23,21 +24,21 @@ pub fn build_info(registry: &mut Registry, component: &'static str, version: &'s
 }
 
 /// Serves health, readiness and metrics until it is dropped. Once a shutdown is asked for the process is alive, but no
-/// longer ready.
+/// longer ready. It is alive no more where something that ends by itself does not end.
 ///
 /// # Errors
 /// The port cannot be opened.
 pub async fn serve_admin(
     address: SocketAddr,
     registry: Arc<Registry>,
-    ready: Ready,
+    (ready, alive): (Ready, Alive),
     shutdown: Shutdown,
 ) -> Result<(), ServeError> {
     let listener = bind(address).await?;
     tracing::info!(%address, "serving health, readiness and metrics");
     serve(
         listener,
-        router(registry, ready, shutdown),
+        router(registry, ready, alive, shutdown),
         Limits::small(),
         Shutdown::new(),
     )
@@ -46,11 +47,15 @@ pub async fn serve_admin(
 }
 
 /// What [`serve_admin`] serves.
-pub fn router(registry: Arc<Registry>, ready: Ready, shutdown: Shutdown) -> Router {
+pub fn router(registry: Arc<Registry>, ready: Ready, alive: Alive, shutdown: Shutdown) -> Router {
     Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(move || async move { healthz(&alive) }))
         .route("/readyz", get(move || async move { readyz(&ready, &shutdown) }))
         .route("/metrics", get(move || async move { metrics(&registry) }))
+}
+
+fn healthz(alive: &Alive) -> (StatusCode, String) {
+    answer(&alive.stuck(), "stuck")
 }
 
 fn readyz(ready: &Ready, shutdown: &Shutdown) -> (StatusCode, String) {
@@ -58,10 +63,15 @@ fn readyz(ready: &Ready, shutdown: &Shutdown) -> (StatusCode, String) {
     if shutdown.is_asked() {
         missing.push("shutting down".to_owned());
     }
-    if missing.is_empty() {
+    answer(&missing, "not ready")
+}
+
+/// Yes where nothing is wrong; else a line for each thing that is.
+fn answer(wrong: &[String], how: &str) -> (StatusCode, String) {
+    if wrong.is_empty() {
         return (StatusCode::OK, "ok\n".to_owned());
     }
-    let lines: String = missing.iter().map(|part| format!("not ready: {part}\n")).collect();
+    let lines: String = wrong.iter().map(|part| format!("{how}: {part}\n")).collect();
     (StatusCode::SERVICE_UNAVAILABLE, lines)
 }
 
@@ -75,6 +85,8 @@ fn metrics(registry: &Registry) -> axum::response::Response {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use axum::body::Body;
     use axum::http::Request;
     use http_body_util::BodyExt;
@@ -94,7 +106,7 @@ mod tests {
     async fn readiness_names_what_is_missing() {
         let (ready, shutdown) = (Ready::new(), Shutdown::new());
         let part = ready.part("watch: pods");
-        let router = router(Arc::default(), ready, shutdown.clone());
+        let router = router(Arc::default(), ready, Alive::new(), shutdown.clone());
         assert_eq!(ask(&router, "/healthz").await, (StatusCode::OK, "ok\n".to_owned()));
         let (status, body) = ask(&router, "/readyz").await;
         assert_eq!(
@@ -109,11 +121,25 @@ mod tests {
         assert_eq!(ask(&router, "/other").await.0, StatusCode::NOT_FOUND);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn health_fails_while_nothing_ends() {
+        let alive = Alive::new();
+        let work = alive.work("requests", Duration::from_secs(180));
+        let router = router(Arc::default(), Ready::new(), alive, Shutdown::new());
+        let under_way = work.begin();
+        tokio::time::advance(Duration::from_secs(200)).await;
+        let (status, body) = ask(&router, "/healthz").await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(body, "stuck: requests: 1 under way, and none has ended for 200 s\n");
+        drop(under_way);
+        assert_eq!(ask(&router, "/healthz").await, (StatusCode::OK, "ok\n".to_owned()));
+    }
+
     #[tokio::test]
     async fn metrics_are_open_metrics() {
         let mut registry = Registry::default();
         build_info(&mut registry, "extender", "1.2.3");
-        let router = router(Arc::new(registry), Ready::new(), Shutdown::new());
+        let router = router(Arc::new(registry), Ready::new(), Alive::new(), Shutdown::new());
         let (status, body) = ask(&router, "/metrics").await;
         assert_eq!(status, StatusCode::OK);
         assert!(

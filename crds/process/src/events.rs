@@ -20,6 +20,8 @@ use tokio::sync::Mutex;
 const QUIET: Duration = Duration::from_secs(60);
 /// Names kept to tell repetitions; older ones go first.
 const REMEMBERED: usize = 4096;
+/// The longest name of a place that Kubernetes accepts, in bytes.
+const INSTANCE_MAX: usize = 128;
 /// The longest note that Kubernetes accepts, in bytes.
 const NOTE_MAX: usize = 1024;
 
@@ -85,7 +87,7 @@ impl Events {
         Self {
             client,
             component,
-            instance: instance.into(),
+            instance: instance_name(&instance.into()),
             said: Mutex::default(),
         }
     }
@@ -191,22 +193,34 @@ impl Events {
     }
 }
 
-fn event_name(regarding: &ObjectReference, saying: &Saying) -> String {
+/// A place as events name it: one of up to 128 bytes as it is, a longer one cut, with a hash of all of it. A node's name
+/// has up to 253.
+fn instance_name(place: &str) -> String {
+    if place.len() <= INSTANCE_MAX {
+        return place.to_owned();
+    }
+    let hash = short_hash(&[place]);
+    let kept: String = place.chars().take(INSTANCE_MAX - 1 - hash.len()).collect();
+    format!("{kept}-{hash}")
+}
+
+/// Sixteen hexadecimal digits that tell texts apart.
+fn short_hash(parts: &[&str]) -> String {
     let mut hash = Sha256::new();
-    for part in [
-        regarding.uid.as_deref().unwrap_or_default(),
-        saying.reason,
-        &saying.note,
-    ] {
+    for part in parts {
         hash.update(part.as_bytes());
         hash.update([0]);
     }
-    let short: String = hash
-        .finalize()
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let bytes = hash.finalize();
+    bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn event_name(regarding: &ObjectReference, saying: &Saying) -> String {
+    let short = short_hash(&[
+        regarding.uid.as_deref().unwrap_or_default(),
+        saying.reason,
+        &saying.note,
+    ]);
     let object: String = regarding
         .name
         .as_deref()
@@ -249,6 +263,17 @@ mod tests {
             event_name(&object, &Saying::warning("ProvisioningFailed", "no disk"))
         );
         assert!(name.starts_with("data.") && name.len() == "data.".len() + 16);
+    }
+
+    #[test]
+    fn the_name_of_a_place_is_one_that_kubernetes_accepts() {
+        let longest = "n".repeat(128);
+        assert_eq!(instance_name(&longest), longest);
+        let (one, other) = (format!("{longest}.a"), format!("{longest}.b"));
+        assert_eq!(instance_name(&one).len(), 128);
+        assert_ne!(instance_name(&one), instance_name(&other));
+        // What the policy quarry-manager-events allows.
+        assert!(instance_name(&one).starts_with(&one[..100]));
     }
 
     #[test]

@@ -162,7 +162,8 @@ impl Candidate {
         let times = self.election.times;
         let mut failing = false;
         loop {
-            match tokio::time::timeout(times.lead, self.round()).await {
+            // One that is not answered leaves time for another before the lead is over.
+            match tokio::time::timeout(times.lead / 2, self.round()).await {
                 Ok(Ok(())) => failing = false,
                 Ok(Err(error)) if !failing => {
                     failing = true;

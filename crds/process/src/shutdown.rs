@@ -4,11 +4,12 @@ use std::io;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Tells every part of the process that it is to end. Clones tell the same.
 #[derive(Debug, Clone)]
 pub struct Shutdown {
-    asked: watch::Sender<bool>,
+    asked: watch::Sender<Option<Instant>>,
 }
 
 impl Default for Shutdown {
@@ -22,7 +23,7 @@ impl Shutdown {
     #[must_use]
     pub fn new() -> Self {
         Self {
-            asked: watch::Sender::new(false),
+            asked: watch::Sender::new(None),
         }
     }
 
@@ -54,19 +55,26 @@ impl Shutdown {
 
     /// Asks for the end.
     pub fn ask(&self) {
-        self.asked.send_replace(true);
+        let now = Instant::now();
+        self.asked.send_modify(|asked| *asked = asked.or(Some(now)));
+    }
+
+    /// When the end was asked for first.
+    #[must_use]
+    pub fn asked_at(&self) -> Option<Instant> {
+        *self.asked.borrow()
     }
 
     /// Whether the end was asked for.
     #[must_use]
     pub fn is_asked(&self) -> bool {
-        *self.asked.borrow()
+        self.asked_at().is_some()
     }
 
     /// Returns once the end was asked for.
     pub async fn wait(&self) {
         // The sender lives in `self`, so that this cannot fail.
-        let _ = self.asked.subscribe().wait_for(|asked| *asked).await;
+        let _ = self.asked.subscribe().wait_for(Option::is_some).await;
     }
 }
 

@@ -7,17 +7,14 @@ use clap::{Parser, Subcommand, ValueEnum};
 use k8s_openapi::jiff::Timestamp;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use quarry_process::Alive;
+use quarry_process::client::{Patience, client};
 use serde::Serialize;
 use thiserror::Error;
 
 use super::snapshot::{ReadError, Snapshot, Subject, Wanted, find, warnings};
 use super::why::Why;
 use super::{status, text, why};
-
-/// How long the API server may take to be reached.
-const CONNECT: Duration = Duration::from_secs(10);
-/// How long it may take to answer one request.
-const ANSWER: Duration = Duration::from_secs(60);
 
 /// Explains what Quarry does: why a pod is not placed, and how nodes, disks and volumes stand. It reads and never writes.
 #[derive(Debug, Clone, Parser)]
@@ -116,7 +113,8 @@ impl Args {
             Some(namespace) => namespace.clone(),
             None => config.default_namespace.clone(),
         };
-        let client = Client::try_from(config).map_err(Box::new)?;
+        let requests = Alive::new().work("requests", Duration::MAX);
+        let client = client(config, Patience::default(), requests).map_err(Box::new)?;
         match &self.command {
             Command::Why { subject, all } => {
                 let (wanted, name) = subject_of(subject)?;
@@ -150,7 +148,7 @@ impl Args {
             },
             None => Config::from_kubeconfig(&options).await,
         };
-        let mut config = match config {
+        let config = match config {
             Ok(config) => config,
             // In a pod, its own rights.
             Err(error) if self.kubeconfig.is_none() && self.context.is_none() => {
@@ -158,8 +156,6 @@ impl Args {
             }
             Err(error) => return Err(PluginError::Config(with_sources(&error))),
         };
-        config.connect_timeout = Some(CONNECT);
-        config.read_timeout = Some(ANSWER);
         Ok(config)
     }
 }

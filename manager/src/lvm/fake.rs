@@ -3,6 +3,7 @@
 mod model;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -229,12 +230,16 @@ impl Fake {
     }
 }
 
+/// How many commands have failed.
+static RUN: AtomicU64 = AtomicU64::new(1);
+
 fn error(exit: Exit, stderr: &str) -> CommandError {
     CommandError {
         command: "lvm (fake)".to_owned(),
         exit,
         stderr: stderr.to_owned(),
-        duration: Duration::ZERO,
+        // No two commands take the same time.
+        duration: Duration::from_millis(RUN.fetch_add(1, Ordering::Relaxed)),
     }
 }
 

@@ -21,6 +21,7 @@ mod control_plane;
 mod daemon;
 mod disks;
 mod error;
+mod flows;
 mod folders;
 mod hotplug;
 mod images;

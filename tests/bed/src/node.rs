@@ -373,7 +373,7 @@ impl Node {
         Running::of(&self.cluster.folder(), &self.state.name)
     }
 
-    fn namespace(&self) -> Namespace {
+    pub(crate) fn namespace(&self) -> Namespace {
         Namespace::of(&self.cluster.name)
     }
 

@@ -5,10 +5,10 @@ use quarry_e2e::bed::Bed;
 use quarry_e2e::sweep::sweep;
 use quarry_e2e::test::{Case, trial};
 use quarry_e2e::{
-    bad_claims, bad_disks, bad_lvm, bad_parameters, bad_requests, burst, capacity, certificates, deletion,
-    device_faults, foreign_lvm, groups, halves, lost_group, lost_nodes, main_path, metadata, orphans, outages,
-    past_the_scheduler, placement, preemption, rights, sectors, silent_manager, two_at_once, used_disks, why, wipe,
-    without_extender, wrong_disks,
+    bad_claims, bad_disks, bad_lvm, bad_parameters, bad_requests, burst, capacity, certificates, dead_connections,
+    deletion, device_faults, foreign_lvm, groups, halves, lost_group, lost_nodes, main_path, metadata, orphans,
+    outages, past_the_scheduler, placement, preemption, refused, rights, sectors, silent_manager, two_at_once,
+    used_disks, why, wipe, without_extender, wrong_disks,
 };
 
 fn main() -> anyhow::Result<()> {
@@ -50,6 +50,8 @@ fn main() -> anyhow::Result<()> {
         preemption::CASES,
         certificates::CASES,
         past_the_scheduler::CASES,
+        dead_connections::CASES,
+        refused::CASES,
     ]
     .concat();
     // Those whose names contain one of these words.

@@ -83,6 +83,8 @@ struct Inner {
     objects: Objects,
     requests: Vec<Request>,
     hooks: Vec<Hook>,
+    /// What is refused until it is agreed to again: a text such as that of [`Request::text`], and the answer.
+    refused: BTreeMap<String, Answer>,
 }
 
 /// The server. Clones are the same server.
@@ -136,6 +138,22 @@ impl FakeApi {
     /// Forgets the requests that came in.
     pub fn forget(&self) {
         self.lock().requests.clear();
+    }
+
+    /// Every request with this text, see [`Request::text`], is refused from now on, as by a policy or a quota.
+    pub fn refuse(&self, text: &str, code: u16, message: &str) {
+        let answer = failure(code, "Forbidden", message.to_owned());
+        self.lock().refused.insert(text.to_owned(), answer);
+    }
+
+    /// Every such request is answered by something that is no answer of an API server.
+    pub fn garble(&self, text: &str) {
+        self.lock().refused.insert(text.to_owned(), (200, json!("none")));
+    }
+
+    /// Nothing is refused any more.
+    pub fn agree(&self) {
+        self.lock().refused.clear();
     }
 
     /// The n-th request from now, counted from 1, fails and does nothing.
@@ -198,7 +216,10 @@ impl FakeApi {
             Some(Reaction::Before(change)) => change(&mut inner.objects),
             None => {}
         }
-        inner.objects.serve(&request)
+        match inner.refused.get(&request.text()) {
+            Some(refusal) => refusal.clone(),
+            None => inner.objects.serve(&request),
+        }
     }
 }
 
