@@ -240,7 +240,8 @@ pub async fn wipe_and_remove(
         open: None,
         ..logical.clone()
     };
-    let holders = context.wiper.holders(group.clone(), asked).await;
+    let mut holders = group.stacked_on(logical);
+    holders.extend(context.wiper.holders(group.clone(), asked).await);
     if !holders.is_empty() {
         return Err(DeleteError::Held(format!("{name} is in use: {}", holders.join(", "))));
     }

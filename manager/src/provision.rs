@@ -278,6 +278,16 @@ async fn reuse(
             group.name, volume.name
         )));
     }
+    let by = group.stacked_on(volume);
+    if !by.is_empty() {
+        return Err(ProvisionError::NameTaken(format!(
+            "node {}: {}/{} is in use: {}",
+            context.node,
+            group.name,
+            volume.name,
+            by.join(", ")
+        )));
+    }
     if group.name == wanted && volume.size >= provision.request.size && !volume.partial {
         return Ok(Ok((group.clone(), with_device(group, volume, context).await?)));
     }

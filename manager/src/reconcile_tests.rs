@@ -16,6 +16,7 @@ mod misbehaviour;
 mod orphans;
 mod provisioning;
 mod ready_tags;
+mod snapshots;
 mod start;
 mod unknown;
 mod wake;
