@@ -15,6 +15,7 @@ pub mod disk_faults;
 pub mod disks;
 pub mod immediate;
 pub mod inventory;
+pub mod kept;
 pub mod leftovers;
 pub mod liveness;
 pub mod lvm;
@@ -38,7 +39,9 @@ pub mod uevent;
 pub mod volume_group;
 pub mod wake;
 pub mod watches;
+pub mod whereabouts;
 pub mod wipe;
+pub mod zeroing;
 
 #[cfg(test)]
 use quarry_fake_api as fake_api;

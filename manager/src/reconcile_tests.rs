@@ -8,6 +8,8 @@ mod disk_faults;
 mod fakes;
 mod groups;
 mod immediate;
+mod kept;
+mod last_word;
 mod leftovers;
 mod liveness;
 mod lost;
