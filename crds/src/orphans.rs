@@ -33,6 +33,18 @@ pub struct Evidence<'a> {
     pub named: bool,
     /// The reclaim policy of the class that it was made by; `None` where there is no such class.
     pub reclaim: Option<&'a str>,
+    /// How many volumes of the node the API server knows nothing of, this one included.
+    pub at_once: usize,
+}
+
+/// So many volumes of a node lose their objects one by one; more have lost them together, as where etcd was restored to an
+/// earlier moment: their pods may run.
+const ONE_BY_ONE: usize = 3;
+
+/// Whether so many orphans of a node have lost their objects together.
+#[must_use]
+pub const fn is_mass(at_once: usize) -> bool {
+    at_once > ONE_BY_ONE
 }
 
 /// What is to be done about an orphan.
@@ -76,12 +88,16 @@ pub fn verdict(policy: Policy, grace: Duration, evidence: &Evidence<'_>) -> Verd
         partial,
         named,
         reclaim,
+        at_once,
     } = *evidence;
     if state == VolumeState::Retained {
         return Verdict::Report("it was retained");
     }
     if state != VolumeState::Ready {
         return Verdict::Report("it is being made or removed");
+    }
+    if is_mass(at_once) {
+        return Verdict::Report("many volumes of the node lost their objects at once, as when etcd was restored");
     }
     match reclaim {
         None => return Verdict::Report("its class is gone, so that nobody says whether it is to be retained"),
@@ -117,6 +133,7 @@ mod tests {
             partial: false,
             named: true,
             reclaim: Some("Delete"),
+            at_once: 3,
         }
     }
 
@@ -158,6 +175,7 @@ mod tests {
                 reclaim: None,
                 ..proven()
             },
+            Evidence { at_once: 4, ..proven() },
         ];
         for evidence in lacking {
             let verdict = verdict(Policy::Delete, HOUR, &evidence);

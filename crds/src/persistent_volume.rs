@@ -129,6 +129,8 @@ pub struct OurVolume {
     pub machine: Option<String>,
     /// Its size.
     pub size: Bytes,
+    /// Whether its data is to be kept when its claim goes.
+    pub retain: bool,
 }
 
 /// Reads a PersistentVolume that we made; `None` for any other.
@@ -143,7 +145,25 @@ pub fn ours(volume: &PersistentVolume) -> Option<OurVolume> {
         volume_group_uuid: annotation(VOLUME_GROUP_UUID_ANNOTATION)?.clone(),
         machine: annotation(MACHINE_ID_ANNOTATION).cloned(),
         size: quantity::parse(&volume.spec.as_ref()?.capacity.as_ref()?.get("storage")?.0).ok()?,
+        retain: volume.spec.as_ref()?.persistent_volume_reclaim_policy.as_deref() == Some("Retain"),
     })
+}
+
+/// The annotations that a PersistentVolume lacks, or that are not what Quarry writes, without which it is not known as ours.
+#[must_use]
+pub fn lacking(volume: &PersistentVolume) -> Vec<&'static str> {
+    let annotation = |key: &str| volume.metadata.annotations.as_ref()?.get(key);
+    let needed = [
+        PROVISIONED_BY,
+        NODE_ANNOTATION,
+        VOLUME_GROUP_ANNOTATION,
+        VOLUME_GROUP_UUID_ANNOTATION,
+    ];
+    let lacks = |key: &&'static str| match annotation(key) {
+        None => true,
+        Some(value) => *key == PROVISIONED_BY && !is_volume_provisioner(value),
+    };
+    needed.into_iter().filter(lacks).collect()
 }
 
 /// What is to be done with a PersistentVolume of ours on the node that holds it.
@@ -183,7 +203,9 @@ pub fn disposal(volume: &PersistentVolume) -> Disposal {
         .flatten()
         .any(|f| f == "kubernetes.io/pv-protection");
     match (phase, delete) {
-        ("Released", true) if held => Disposal::Remove,
+        // Whoever took our finalizer off did not delete it: it is served all the same. Where it is being deleted, whoever holds it
+        // still is not us.
+        ("Released", true) if held || !going => Disposal::Remove,
         // Its claim never saw it, or is gone, and somebody deletes it.
         ("Pending" | "Available" | "Failed" | "", true) if held && going && !protected => Disposal::Remove,
         (_, false) if held && going && !protected => Disposal::Release,
@@ -270,6 +292,17 @@ mod tests {
             ("u-1", "w1", Bytes::mib(1028))
         );
         assert_eq!(ours(&PersistentVolume::default()), None);
+        assert!(read.retain && lacking(&built("Filesystem")).is_empty());
+        for key in [
+            PROVISIONED_BY,
+            NODE_ANNOTATION,
+            VOLUME_GROUP_ANNOTATION,
+            VOLUME_GROUP_UUID_ANNOTATION,
+        ] {
+            let mut volume = built("Filesystem");
+            volume.metadata.annotations.as_mut().expect("annotations").remove(key);
+            assert_eq!((ours(&volume), lacking(&volume)), (None, vec![key]));
+        }
     }
 
     /// Velero looks for the files of a volume in another folder where this names a CSIDriver.
@@ -314,6 +347,9 @@ mod tests {
             ("Pending", "Delete", true, vec![ours], Disposal::Remove),
             ("Pending", "Delete", false, vec![ours], Disposal::Keep),
             ("Released", "Delete", true, vec![theirs], Disposal::Keep),
+            ("Released", "Delete", false, vec![theirs], Disposal::Remove),
+            ("Released", "Delete", false, vec![], Disposal::Remove),
+            ("Released", "Retain", false, vec![], Disposal::Keep),
         ] {
             let mut volume = built("Filesystem");
             volume.status = serde_json::from_value(json!({"phase": phase})).ok();

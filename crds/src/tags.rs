@@ -160,6 +160,21 @@ impl VolumeState {
         format!("quarry.state={}", self.text())
     }
 
+    /// Why a volume in this state that has no PersistentVolume is neither wiped nor removed for its claim, and what a person can
+    /// do; `None` where it was never handed out, or is being removed.
+    #[must_use]
+    pub fn to_be_kept(self, group: &str, volume: &str) -> Option<String> {
+        matches!(self, Self::Ready | Self::Retained).then(|| {
+            format!(
+                "the logical volume of this claim, {group}/{volume}, was handed out before (tag {}), though the claim is not \
+                 bound, as after a restore of etcd; it may hold data and is neither wiped nor removed. If the data is needed, make \
+                 PersistentVolume {volume} again, from a backup of the objects; if not, remove it on the node with \"lvremove \
+                 {group}/{volume}\", and the claim gets a new one",
+                self.tag()
+            )
+        })
+    }
+
     /// The tags to add and to delete so that a volume which is in any state comes into this one.
     #[must_use]
     pub fn change(self) -> (Vec<String>, Vec<String>) {
@@ -237,6 +252,19 @@ impl Owner {
         let changes: String = delete.chain(add).collect();
         format!("vgchange{changes} {volume_group}")
     }
+}
+
+/// The state that a volume is to be marked with while its PersistentVolume stays; `None` where it says so already, or where its
+/// removal has begun, which nobody takes back. One that is to be retained says so while its object lives: when that goes, its
+/// disks may be away.
+#[must_use]
+pub fn mark_of_kept(now: VolumeState, retain: bool) -> Option<VolumeState> {
+    let to = if retain {
+        VolumeState::Retained
+    } else {
+        VolumeState::Ready
+    };
+    (now != to && now != VolumeState::Deleting).then_some(to)
 }
 
 /// Whether the tags of a volume group or a logical volume say that it is ours, and of a version known here.
@@ -428,6 +456,35 @@ mod tests {
                 own[0], own[1]
             )
         );
+    }
+
+    #[test]
+    fn only_what_was_never_handed_out_is_wiped_or_removed_for_a_claim() {
+        assert_eq!(VolumeState::Creating.to_be_kept("g", "v"), None);
+        assert_eq!(VolumeState::Deleting.to_be_kept("g", "v"), None);
+        for state in [VolumeState::Ready, VolumeState::Retained] {
+            let note = state.to_be_kept("g", "v").expect("kept");
+            for part in [&state.tag(), "lvremove g/v", "make PersistentVolume v again"] {
+                assert!(note.contains(part), "{note}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_stays_says_whether_it_is_to_be_retained() {
+        use VolumeState::{Creating, Deleting, Ready, Retained};
+        for (now, retain, to) in [
+            (Creating, false, Some(Ready)),
+            (Creating, true, Some(Retained)),
+            (Ready, false, None),
+            (Ready, true, Some(Retained)),
+            (Retained, false, Some(Ready)),
+            (Retained, true, None),
+            (Deleting, false, None),
+            (Deleting, true, None),
+        ] {
+            assert_eq!(mark_of_kept(now, retain), to, "{now:?} {retain}");
+        }
     }
 
     #[test]

@@ -27,7 +27,7 @@ use crate::ready_tags::ReadyTags;
 use crate::storage_capacity::StorageCapacity;
 use crate::volume_group::Groups;
 use crate::wake::Wake;
-use crate::wipe::Wipes;
+use crate::wipe::{Control, Wipes};
 
 /// A disk to be looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,6 +95,7 @@ pub trait Wiper: Send + Sync {
         group: VolumeGroup,
         volume: LogicalVolume,
         tags: VolumeTags,
+        control: Control,
     ) -> BoxFuture<'_, Result<(), String>>;
     /// Wipes a volume that is about to be removed as its tags say; it must be active.
     fn wipe_old(
@@ -102,6 +103,7 @@ pub trait Wiper: Send + Sync {
         group: VolumeGroup,
         volume: LogicalVolume,
         tags: VolumeTags,
+        control: Control,
     ) -> BoxFuture<'_, Result<(), String>>;
     /// What is recognised on a volume: nothing on one that was wiped, and that nobody has made a file system on since.
     fn carries(&self, group: VolumeGroup, volume: LogicalVolume) -> BoxFuture<'_, Result<Vec<String>, String>>;
@@ -129,7 +131,7 @@ pub struct Context {
     pub disks: Arc<dyn Disks>,
     /// Wiping.
     pub wiper: Arc<dyn Wiper>,
-    /// Wipes of volumes that are about to be removed.
+    /// Wipes that go on beside everything else.
     pub wipes: Wipes,
     /// Volumes of ours that no object stands for, as the last sweeps saw them.
     pub orphans: Orphans,

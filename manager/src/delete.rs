@@ -9,18 +9,19 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::controller::Action;
 use quarry_crds::names::{LOST_GROUP_ANNOTATION, VOLUME_FINALIZER};
 use quarry_crds::persistent_volume::{Disposal, OurVolume, disposal, ours};
-use quarry_crds::tags::{VolumeState, VolumeTags, Wipe, unknown_version};
+use quarry_crds::tags::{VolumeState, VolumeTags, unknown_version};
 use quarry_process::events::Saying;
 use serde_json::json;
 use thiserror::Error;
 
 use crate::context::Context;
+use crate::kept;
 use crate::lvm::{
     ChangeTags, Done, LogicalVolume, RemoveVolumeError, ReportError, State, VolumeError, VolumeGroup, VolumeRef,
 };
-use crate::provision;
 use crate::refusals::refusal;
-use crate::wipe::Progress;
+use crate::whereabouts::{self, Whereabouts};
+use crate::wipe::{Progress, Stop};
 
 /// How often a wipe that goes on is looked at.
 const WIPE_CHECK: Duration = Duration::from_secs(5);
@@ -49,19 +50,34 @@ pub enum DeleteError {
     Wipe(String, String),
 }
 
+mod last_word;
+
+use last_word::{step_of_wipe, told_of_wipe};
+
 /// Brings a PersistentVolume of this node one step on.
 ///
 /// # Errors
 /// See [`DeleteError`]; it is to be tried again later.
 pub async fn reconcile(volume: Arc<PersistentVolume>, context: Arc<Context>) -> Result<Action, DeleteError> {
-    let Some(our) = ours(&volume).filter(|our| our.node == context.node) else {
+    step(&volume, &context).await
+}
+
+/// The same, for one that no watch of this node tells of.
+///
+/// # Errors
+/// See [`DeleteError`].
+pub async fn step(volume: &PersistentVolume, context: &Arc<Context>) -> Result<Action, DeleteError> {
+    let Some(our) = ours(volume).filter(|our| our.node == context.node) else {
         return Ok(Action::await_change());
     };
-    match disposal(&volume) {
-        Disposal::Keep => mark_ready(&our, &volume, &context),
+    match disposal(volume) {
+        // A volume that was handed out says so; after a crash the mark may be missing.
+        Disposal::Keep => {
+            kept::mark(volume, &our, &context.inventory.get(), context);
+        }
         Disposal::Release => {
-            mark_retained(&our, &volume, &context).await?;
-            release(&volume, &context).await?;
+            mark_retained(&our, volume, context).await?;
+            release(volume, context).await?;
             crash_point!("release-after-finalizer");
             // What it holds is known to nobody else now, and is to be published as reserved.
             context.changed.notify_one();
@@ -74,32 +90,38 @@ pub async fn reconcile(volume: Arc<PersistentVolume>, context: Arc<Context>) -> 
             else {
                 return Ok(Action::await_change());
             };
-            if remove(&our, &live, &context).await? == Removed::NotYet {
-                return Ok(Action::requeue(WIPE_CHECK));
+            match remove(&our, &live, context).await? {
+                Removed::Gone => {}
+                Removed::NotYet => return Ok(Action::requeue(WIPE_CHECK)),
+                Removed::CalledOff => return Ok(Action::await_change()),
             }
-            delete_object(&live, &context).await?;
+            delete_object(&live, context).await?;
+            // Its group may be waiting to be taken down until no object names it.
+            context.changed.notify_one();
             crash_point!("delete-after-finalizer");
         }
     }
     Ok(Action::await_change())
 }
 
-/// A volume that was handed out is `ready`; after a crash the mark may be missing.
-fn mark_ready(our: &OurVolume, volume: &PersistentVolume, context: &Context) {
-    let state = context.inventory.get();
-    if let Some((group, logical)) = find(&state, our, &volume.name_any())
-        && VolumeTags::parse(&logical.tags).is_some_and(|tags| tags.state == VolumeState::Creating)
-    {
-        context.ready_tags.mark(group.reference_to(logical));
-    }
-}
-
 /// A volume whose object goes while its data is to be kept is never taken for the leftover of an interrupted attempt,
-/// nor for an orphan that may be removed.
+/// nor for an orphan that may be removed. It is not let go of before it is marked or known to be gone.
 async fn mark_retained(our: &OurVolume, volume: &PersistentVolume, context: &Context) -> Result<(), DeleteError> {
-    let state = context.inventory.get();
-    if let Some((group, logical)) = find(&state, our, &volume.name_any())
-        && let Some(tags) = VolumeTags::parse(&logical.tags)
+    let name = volume.name_any();
+    let mut state = context.inventory.get();
+    if !matches!(whereabouts::of(context, &state, our, &name), Whereabouts::Here(..)) {
+        if is_lost(our, &state, context) {
+            return Ok(());
+        }
+        state = context.inventory.refresh().await?;
+    }
+    let (group, logical) = match whereabouts::of(context, &state, our, &name) {
+        Whereabouts::Here(group, logical) | Whereabouts::Elsewhere(group, logical) => (group, logical),
+        Whereabouts::Gone => return Ok(()),
+        Whereabouts::Unknown => return Err(unknown(our, "nobody can mark its logical volume as retained", context)),
+    };
+    context.wipes.call_off(&logical.uuid);
+    if let Some(tags) = VolumeTags::parse(&logical.tags)
         && tags.claim_uid == our.claim_uid
         && !matches!(tags.state, VolumeState::Retained | VolumeState::Deleting)
     {
@@ -140,9 +162,20 @@ async fn change_state(volume: VolumeRef, state: VolumeState, context: &Context) 
     Ok(())
 }
 
-fn find<'a>(state: &'a State, our: &OurVolume, name: &str) -> Option<(&'a VolumeGroup, &'a LogicalVolume)> {
-    let group = state.group(&our.volume_group_uuid)?;
-    Some((group, group.volume_named(name)?))
+/// Whether an administrator says that the group of a volume is lost, and it is not there.
+fn is_lost(our: &OurVolume, state: &State, context: &Context) -> bool {
+    let lost = context.objects.lost_groups(&our.volume_group);
+    lost.contains(&our.volume_group_uuid) && state.group(&our.volume_group_uuid).is_none()
+}
+
+/// Nobody can say whether the logical volume of a PersistentVolume exists.
+fn unknown(our: &OurVolume, so: &str, context: &Context) -> DeleteError {
+    DeleteError::Held(format!(
+        "volume group {} (UUID {}) is missing or not whole on node {}, so {so}; bring its disks back, or, if they are lost for \
+         good, annotate its NodeLocalStorage with {LOST_GROUP_ANNOTATION}={}, or remove the finalizer {VOLUME_FINALIZER} from \
+         this PersistentVolume",
+        our.volume_group, our.volume_group_uuid, context.node, our.volume_group_uuid
+    ))
 }
 
 /// Whether a logical volume is gone.
@@ -150,15 +183,17 @@ fn find<'a>(state: &'a State, our: &OurVolume, name: &str) -> Option<(&'a Volume
 pub enum Removed {
     /// It is.
     Gone,
-    /// It is being wiped.
+    /// It is being wiped, or waits for that.
     NotYet,
+    /// It is to be kept after all.
+    CalledOff,
 }
 
 /// Wipes and removes the logical volume of a PersistentVolume; done where it is certainly gone already.
-async fn remove(our: &OurVolume, volume: &PersistentVolume, context: &Context) -> Result<Removed, DeleteError> {
+async fn remove(our: &OurVolume, volume: &PersistentVolume, context: &Arc<Context>) -> Result<Removed, DeleteError> {
     let name = volume.name_any();
     let state = context.inventory.get();
-    if let Some((group, logical)) = find(&state, our, &name) {
+    if let Whereabouts::Here(group, logical) = whereabouts::of(context, &state, our, &name) {
         let tags = VolumeTags::parse(&logical.tags).filter(|tags| tags.claim_uid == our.claim_uid);
         let Some(tags) = tags else {
             if let Some(version) = unknown_version(&logical.tags) {
@@ -174,61 +209,32 @@ async fn remove(our: &OurVolume, volume: &PersistentVolume, context: &Context) -
                 group.name
             )));
         };
-        let removed = wipe_and_remove(group, logical, &tags, context).await?;
-        if let Removed::NotYet = removed
-            && tags.state != VolumeState::Deleting
-        {
-            let note = format!(
-                "node {}: {}/{name} ({}) is being wiped ({}); its space is free after that",
-                context.node,
-                group.name,
-                logical.size,
-                tags.wipe.text()
-            );
-            context.events.say(volume, Saying::normal("Wiping", note)).await;
-        }
-        return Ok(removed);
+        return wipe_and_remove(group, logical, &tags, Wanted::Volume(volume), context).await;
     }
-    if context
-        .objects
-        .lost_groups(&our.volume_group)
-        .contains(&our.volume_group_uuid)
-        && state.group(&our.volume_group_uuid).is_none()
-    {
+    if is_lost(our, &state, context) {
         tracing::info!(volume = name, "an administrator says that its volume group is lost");
         return Ok(Removed::Gone);
     }
     // Not there as far as we know: only a fresh and full reading of a whole group is proof.
     let state = context.inventory.refresh().await?;
-    let group = state.group(&our.volume_group_uuid);
-    match group {
-        Some(group) if state.incomplete.is_none() && is_whole(group, context) => {
-            if group.volume_named(&name).is_some() {
-                return Err(DeleteError::Held(format!("{}/{name} was seen only now", group.name)));
-            }
-            if let Some((group, renamed)) = provision::renamed(&state, &context.owner, &our.claim_uid) {
-                return Err(DeleteError::Held(format!(
-                    "{}/{name} was renamed to {}, and is left alone; rename it back with \"lvrename {} {} {name}\"",
-                    group.name, renamed.name, group.name, renamed.name
-                )));
-            }
-            Ok(Removed::Gone)
+    match whereabouts::of(context, &state, our, &name) {
+        Whereabouts::Gone => Ok(Removed::Gone),
+        Whereabouts::Here(group, _) => Err(DeleteError::Held(format!("{}/{name} was seen only now", group.name))),
+        Whereabouts::Elsewhere(group, logical) => Err(DeleteError::Held(whereabouts::told(our, &name, group, logical))),
+        Whereabouts::Unknown => {
+            let so = "nobody can say whether the logical volume still exists";
+            Err(unknown(our, so, context))
         }
-        _ => Err(DeleteError::Held(format!(
-            "volume group {} (UUID {}) is missing or not whole on node {}, so nobody can say whether the logical volume \
-             still exists; bring its disks back, or, if they are lost for good, annotate its NodeLocalStorage with \
-             {LOST_GROUP_ANNOTATION}={}, or remove the finalizer {VOLUME_FINALIZER} from this PersistentVolume",
-            our.volume_group, our.volume_group_uuid, context.node, our.volume_group_uuid
-        ))),
     }
 }
 
-/// Whether a group is all that it was: no disk of it is missing by its own metadata, nor by what was recorded of it, in case
-/// something else has its UUID.
-fn is_whole(group: &VolumeGroup, context: &Context) -> bool {
-    let recorded = context.disk_records.physical_volumes(&group.uuid);
-    let there = |uuid: &String| group.physical_volumes.iter().any(|pv| pv.uuid == *uuid && !pv.missing);
-    !group.partial && context.owner.acts_on(&group.tags) && recorded.iter().all(there)
+/// Who wants a volume to be removed: asked once more at the moment that its wipe begins.
+#[derive(Debug, Clone, Copy)]
+pub enum Wanted<'a> {
+    /// This PersistentVolume, which is released.
+    Volume(&'a PersistentVolume),
+    /// Nobody knows it: there is no PersistentVolume.
+    Nobody,
 }
 
 /// Wipes a logical volume of ours as its tags say and removes it, where nobody holds it. Its tag says `deleting` before the
@@ -241,7 +247,8 @@ pub async fn wipe_and_remove(
     group: &VolumeGroup,
     logical: &LogicalVolume,
     tags: &VolumeTags,
-    context: &Context,
+    wanted: Wanted<'_>,
+    context: &Arc<Context>,
 ) -> Result<Removed, DeleteError> {
     let name = format!("{}/{}", group.name, logical.name);
     // Whether it is open may have changed since it was read, so holders are looked for in any case.
@@ -249,7 +256,8 @@ pub async fn wipe_and_remove(
         open: None,
         ..logical.clone()
     };
-    let holders = context.wiper.holders(group.clone(), asked).await;
+    let mut holders = group.stacked_on(logical);
+    holders.extend(context.wiper.holders(group.clone(), asked).await);
     if !holders.is_empty() {
         return Err(DeleteError::Held(format!("{name} is in use: {}", holders.join(", "))));
     }
@@ -266,25 +274,40 @@ pub async fn wipe_and_remove(
         let group = group.reference();
         return Err(changed(VolumeError::GroupUnusable { group, problem }));
     }
-    if tags.wipe != Wipe::Signatures {
-        mark_deleting(&reference, tags, context).await.map_err(changed)?;
-        crash_point!("delete-after-tag");
-    }
     // What was deactivated by hand has no device that could be wiped.
     if logical.active == Some(false) {
         let done = context.lvm.set_active(reference.clone(), true).await.map_err(changed)?;
         context.inventory.set(done.state);
     }
     crash_point!("delete-before-wipe");
-    match context.wipes.step(&context.wiper, group, logical, tags).await {
+    let progress = step_of_wipe(group, logical, tags, wanted, context).await;
+    context.metrics.wipes(&context.wipes.figures());
+    match progress {
         Progress::Done => {}
-        Progress::Running => {
-            not_gone(&reference, tags, context).await;
+        Progress::Running(news) => {
+            if context.wipes.has_begun(&logical.uuid) {
+                not_gone(&reference, tags, context).await;
+            }
+            if let (Some(news), Wanted::Volume(volume)) = (news, wanted) {
+                let note = told_of_wipe(news, &format!("{name} ({})", logical.size), tags.wipe);
+                let note = format!("node {}: {note}; its space is free after that", context.node);
+                context.events.say(volume, Saying::normal("Wiping", note)).await;
+            }
             return Ok(Removed::NotYet);
         }
-        Progress::Failed(error) => {
-            not_gone(&reference, tags, context).await;
-            return Err(DeleteError::Wipe(name, error));
+        Progress::Stopped { why, written } => {
+            if written {
+                not_gone(&reference, tags, context).await;
+            }
+            return match why {
+                Stop::CalledOff(why) => {
+                    tracing::info!(volume = name, why, "its wipe is called off");
+                    Ok(Removed::CalledOff)
+                }
+                Stop::Held(why) => Err(DeleteError::Held(format!("{name} is in use: {why}"))),
+                Stop::Failed(error) if written => Err(DeleteError::Wipe(name, error)),
+                Stop::Failed(error) => Err(DeleteError::Held(format!("{name} cannot be removed yet: {error}"))),
+            };
         }
     }
     crash_point!("delete-after-wipe");
@@ -297,6 +320,7 @@ pub async fn wipe_and_remove(
     };
     crash_point!("delete-after-lvremove");
     context.inventory.set(done.state);
+    context.wipes.forget(&logical.uuid);
     context.metrics.removed();
     Ok(Removed::Gone)
 }

@@ -211,6 +211,11 @@ pub async fn renew_stale(context: &Context) -> bool {
             continue;
         }
         for volume in group.logical_volumes.iter().filter(|volume| is_ours(volume)) {
+            // device-mapper has devices of LVM's own between such a volume and its disks: nothing tells whether it is stale, and
+            // it is not to be deactivated either.
+            if !group.stacked_on(volume).is_empty() || volume.layout != "linear" {
+                continue;
+            }
             let Some(disks) = disks_of(group, volume) else { continue };
             let stale = stands_elsewhere(context, volume, &disks);
             let due = match renewed.stage(&volume.uuid, &disks) {

@@ -19,7 +19,8 @@ use quarry_crds::persistent_volume::ours;
 use quarry_crds::tags::{VolumeState, VolumeTags};
 
 use crate::context::Context;
-use crate::delete::{self, Removed};
+use crate::delete::{self, Removed, Wanted};
+use crate::kept;
 use crate::lvm::{LogicalVolume, VolumeGroup};
 use crate::provision;
 
@@ -31,6 +32,7 @@ const SWEEP: Duration = Duration::from_secs(20);
 /// Looks for leftovers at the start and then now and then; it costs nothing where there are none.
 pub async fn keep_away(context: Arc<Context>, shutdown: Shutdown) {
     let mut pause = GRACE;
+    let mut told = kept::Told::default();
     loop {
         tokio::select! {
             () = shutdown.wait() => return,
@@ -40,6 +42,7 @@ pub async fn keep_away(context: Arc<Context>, shutdown: Shutdown) {
             // What a former process has handed out is known by now, and waits for no others.
             context.ready_tags.hurry();
         }
+        kept::look(&context, &mut told).await;
         let suspects = suspects(&context);
         if suspects.is_empty() {
             continue;
@@ -57,7 +60,7 @@ pub async fn keep_away(context: Arc<Context>, shutdown: Shutdown) {
                             ?found,
                             "nobody knows it, and it is not empty: it stays"
                         );
-                        context.ready_tags.mark(group.reference_to(&volume));
+                        context.ready_tags.mark(group.reference_to(&volume), VolumeState::Ready);
                         context.ready_tags.hurry();
                         continue;
                     }
@@ -70,7 +73,7 @@ pub async fn keep_away(context: Arc<Context>, shutdown: Shutdown) {
             match owner {
                 Ok(Owner::Somebody) => {}
                 Ok(Owner::Nobody | Owner::OtherNode) => match remove(&group, &volume, &tags, &context).await {
-                    Ok(Removed::NotYet) => {}
+                    Ok(Removed::NotYet | Removed::CalledOff) => {}
                     Ok(Removed::Gone) => {
                         crash_point!("leftover-after-lvremove");
                         tracing::info!(volume = volume.name, "left over from a claim that has gone; removed");
@@ -87,10 +90,10 @@ async fn remove(
     group: &VolumeGroup,
     volume: &LogicalVolume,
     tags: &VolumeTags,
-    context: &Context,
+    context: &Arc<Context>,
 ) -> Result<Removed, String> {
     if tags.state == VolumeState::Deleting {
-        let removed = delete::wipe_and_remove(group, volume, tags, context).await;
+        let removed = delete::wipe_and_remove(group, volume, tags, Wanted::Nobody, context).await;
         return removed.map_err(|error| error.to_string());
     }
     let removed = provision::remove(group, volume, context).await;
@@ -120,6 +123,10 @@ fn suspects(context: &Context) -> Vec<(VolumeGroup, LogicalVolume, VolumeTags)> 
             };
             let unknown = context.objects.volume(&volume.name).is_none();
             if !interrupted || !unknown || volume.name != volume_name(&tags.claim_uid) {
+                continue;
+            }
+            if tags.state == VolumeState::Creating && context.wipes.is_at_work(&volume.uuid) {
+                // It is stopped soon, as its claim is gone.
                 continue;
             }
             if context.ready_tags.is_awaited(&volume.uuid) {

@@ -18,6 +18,7 @@ pub mod disk_record;
 pub mod disks;
 pub mod immediate;
 pub mod inventory;
+pub mod kept;
 pub mod leftovers;
 pub mod liveness;
 pub mod lost_group;
@@ -45,7 +46,9 @@ pub mod uevent;
 pub mod volume_group;
 pub mod wake;
 pub mod watches;
+pub mod whereabouts;
 pub mod wipe;
+pub mod zeroing;
 
 #[cfg(test)]
 use quarry_fake_api as fake_api;

@@ -22,6 +22,7 @@ mod removal;
 mod report;
 mod requests;
 mod seen;
+mod stacked;
 mod surroundings;
 mod volumes;
 
@@ -332,6 +333,14 @@ pub struct LogicalVolume {
     pub number: Option<(u32, u32)>,
     /// How it is made: `linear`, `thin`, …
     pub layout: String,
+    /// What it is for: `public` alone, or with `origin`, `snapshot`, …
+    pub roles: Vec<String>,
+    /// The volume that it is a snapshot of, by name.
+    pub origin: Option<String>,
+    /// Whether its extents are on their way to another disk.
+    pub allocation_locked: bool,
+    /// What is being done to its mirrors; `idle`, or empty where it has none.
+    pub sync_action: String,
     /// Whether a part of it is on a missing device.
     pub partial: bool,
     /// Extents on each physical volume that it lies on.

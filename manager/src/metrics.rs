@@ -1,5 +1,6 @@
 //! What is counted and timed, for Prometheus.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -10,6 +11,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use quarry_crds::Bytes;
 use quarry_crds::disk_faults::{DiskFault, FaultKind};
+
+use crate::wipe::{Figures, Purpose};
 
 /// Which LVM command, and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -33,6 +36,23 @@ pub struct Metrics {
     ready: Family<InGroup, Gauge>,
     volumes_hit: Family<InGroup, Gauge>,
     disks_at_fault: Family<DisksAtFault, Gauge>,
+    wipes: Family<WipesOf, Gauge>,
+    wipe_left: Family<WipeOf, Gauge>,
+}
+
+/// Wipes in a volume group: of volumes that are `new` or `old`, and whether they wait or write.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WipesOf {
+    vg: String,
+    of: &'static str,
+    phase: &'static str,
+}
+
+/// Wipes in a volume group, of volumes that are `new` or `old`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WipeOf {
+    vg: String,
+    of: &'static str,
 }
 
 /// Which volume group.
@@ -71,6 +91,8 @@ impl Metrics {
             free: Family::default(),
             metadata_free: Family::default(),
             ready: Family::default(),
+            wipes: Family::default(),
+            wipe_left: Family::default(),
         };
         let gauges = [
             (
@@ -129,7 +151,40 @@ impl Metrics {
             "Disks of volume groups that are missing or answer with errors",
             metrics.disks_at_fault.clone(),
         );
+        registry.register(
+            "quarry_wipes",
+            "Volumes that wait to be wiped, or are being wiped, before they are handed out (new) or removed (old)",
+            metrics.wipes.clone(),
+        );
+        registry.register(
+            "quarry_wipe_left_bytes",
+            "What is left to be written of these volumes",
+            metrics.wipe_left.clone(),
+        );
         metrics
+    }
+
+    /// These wipes wait and go on.
+    pub fn wipes(&self, figures: &BTreeMap<(String, Purpose), Figures>) {
+        self.wipes.clear();
+        self.wipe_left.clear();
+        for ((vg, purpose), figures) in figures {
+            let of = match purpose {
+                Purpose::New => "new",
+                Purpose::Old => "old",
+            };
+            for (phase, count) in [("waiting", figures.waiting), ("writing", figures.writing)] {
+                let labels = WipesOf {
+                    vg: vg.clone(),
+                    of,
+                    phase,
+                };
+                let count = i64::try_from(count).unwrap_or(i64::MAX);
+                self.wipes.get_or_create(&labels).set(count);
+            }
+            let left = i64::try_from(figures.left).unwrap_or(i64::MAX);
+            self.wipe_left.get_or_create(&WipeOf { vg: vg.clone(), of }).set(left);
+        }
     }
 
     /// So many volumes of a group are hit by faults of disks.

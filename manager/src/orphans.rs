@@ -11,15 +11,16 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
-use quarry_crds::names::volume_name;
-use quarry_crds::orphans::{Evidence, Policy, Verdict, interval, verdict};
+use quarry_crds::names::{NODE_LABEL, volume_name};
+use quarry_crds::orphans::{Evidence, Policy, Verdict, interval, is_mass, verdict};
 use quarry_crds::tags::{VolumeState, VolumeTags};
+use quarry_crds::{labels, persistent_volume};
 use quarry_process::Shutdown;
 use quarry_process::events::Saying;
 use thiserror::Error;
 
 use crate::context::Context;
-use crate::delete;
+use crate::delete::{self, Wanted};
 use crate::lvm::{LogicalVolume, ReportError, VolumeGroup};
 
 /// So many claims are listed at a time.
@@ -85,7 +86,12 @@ pub async fn sweep_on(context: Arc<Context>, policy: Policy, grace: Duration, sh
 ///
 /// # Errors
 /// Nothing can be told from it.
-pub async fn sweep(context: &Context, policy: Policy, grace: Duration, counts: &mut Counts) -> Result<(), SweepError> {
+pub async fn sweep(
+    context: &Arc<Context>,
+    policy: Policy,
+    grace: Duration,
+    counts: &mut Counts,
+) -> Result<(), SweepError> {
     let state = context.inventory.refresh().await?;
     if let Some(incomplete) = &state.incomplete {
         return Err(SweepError::Incomplete(incomplete.clone()));
@@ -107,6 +113,7 @@ pub async fn sweep(context: &Context, policy: Policy, grace: Duration, counts: &
         let known = known(context, &orphans, !all_settled).await?;
         orphans.retain(|(_, _, tags)| !known.contains(&tags.claim_uid));
     }
+    let at_once = orphans.len();
     let before = std::mem::take(&mut counts.0);
     let mut reported: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let mut removable = Vec::new();
@@ -123,6 +130,7 @@ pub async fn sweep(context: &Context, policy: Policy, grace: Duration, counts: &
             reclaim: class
                 .as_ref()
                 .map(|class| class.reclaim_policy.as_deref().unwrap_or("Delete")),
+            at_once,
         };
         let verdict = verdict(policy, grace, &evidence);
         if verdict == Verdict::Wait {
@@ -134,6 +142,12 @@ pub async fn sweep(context: &Context, policy: Policy, grace: Duration, counts: &
             .insert(volume.name.clone());
         if !context.orphans.of(&group.uuid).contains(&volume.name) {
             tell(context, group, volume, &tags, verdict).await;
+        }
+        // Removing some of them by hand does not make the others fair game, nor does a new start.
+        if policy == Policy::Delete && is_mass(at_once) && tags.state == VolumeState::Ready {
+            context
+                .ready_tags
+                .mark(group.reference_to(volume), VolumeState::Retained);
         }
         if verdict == Verdict::Remove {
             removable.push((group, volume, tags));
@@ -152,7 +166,7 @@ pub async fn sweep(context: &Context, policy: Policy, grace: Duration, counts: &
             volume_group = group.name,
             "an orphan is removed, as was asked for"
         );
-        if let Err(error) = delete::wipe_and_remove(group, volume, &tags, context).await {
+        if let Err(error) = delete::wipe_and_remove(group, volume, &tags, Wanted::Nobody, context).await {
             tracing::warn!(volume = volume.name, %error, "an orphan was not removed");
         }
     }
@@ -172,7 +186,7 @@ fn suspect(volume: &LogicalVolume, context: &Context) -> Option<VolumeTags> {
 /// asked for too, the claim. A claim can be asked for by its name only, which nobody knows any more: all of the cluster are
 /// listed, by pages and without what is in them.
 async fn known(
-    context: &Context,
+    context: &Arc<Context>,
     suspects: &[(&VolumeGroup, &LogicalVolume, VolumeTags)],
     claims_too: bool,
 ) -> Result<BTreeSet<String>, kube::Error> {
@@ -193,11 +207,33 @@ async fn known(
     }
     let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
     for (_, _, tags) in suspects {
-        if volumes.get_opt(&volume_name(&tags.claim_uid)).await?.is_some() {
+        if let Some(volume) = volumes.get_opt(&volume_name(&tags.claim_uid)).await? {
             known.insert(tags.claim_uid.clone());
+            serve_unseen(&volume, context).await;
         }
     }
     Ok(known)
+}
+
+/// A PersistentVolume of this node that the watch of this node does not show: it goes by the label of the node, which somebody
+/// has taken off or changed. It is served all the same, if late, and told of.
+async fn serve_unseen(volume: &PersistentVolume, context: &Arc<Context>) {
+    let here = persistent_volume::ours(volume).is_some_and(|our| our.node == context.node);
+    let label = labels::value(&context.node);
+    if !here || volume.labels().get(NODE_LABEL) == Some(&label) {
+        return;
+    }
+    let name = volume.name_any();
+    let note = format!(
+        "node {}: this PersistentVolume lacks its label {NODE_LABEL}={label}, by which the node hears of it, so that it is looked at \
+         every few minutes only; put it back with \"kubectl label pv {name} --overwrite {NODE_LABEL}={label}\"",
+        context.node
+    );
+    tracing::warn!("{note}");
+    context.events.say(volume, Saying::warning("LabelMissing", note)).await;
+    if let Err(error) = delete::step(volume, context).await {
+        tracing::warn!(volume = name, %error, "it was not served");
+    }
 }
 
 async fn tell(context: &Context, group: &VolumeGroup, volume: &LogicalVolume, tags: &VolumeTags, verdict: Verdict) {

@@ -17,7 +17,7 @@ use quarry_crds::for_owners::shortened;
 use quarry_crds::names::{HOSTNAME_LABEL, SELECTED_NODE, volume_name};
 use quarry_crds::persistent_volume::{self, Placed};
 use quarry_crds::provisioning::{Provision, Step, step};
-use quarry_crds::tags::{Owner, VolumeState, VolumeTags};
+use quarry_crds::tags::{Owner, VolumeState, VolumeTags, mark_of_kept};
 use quarry_process::events::Saying;
 use serde_json::json;
 use thiserror::Error;
@@ -25,7 +25,9 @@ use thiserror::Error;
 use crate::context::Context;
 use crate::lvm::{
     CreateVolume, CreateVolumeError, LogicalVolume, RemoveVolumeError, ReportError, State, VolumeError, VolumeGroup,
+    VolumeRef,
 };
+use crate::zeroing::{self, Wiped};
 use crate::{immediate, refusals, volume_group, wake};
 
 /// How long a claim waits at a time for the first pass over the volume groups.
@@ -105,7 +107,7 @@ async fn serve(
     claim: &PersistentVolumeClaim,
     class: &StorageClass,
     provision: &Provision,
-    context: &Context,
+    context: &Arc<Context>,
 ) -> Result<Action, ProvisionError> {
     let name = volume_name(&provision.request.uid);
     if context.objects.volume(&name).is_some() {
@@ -114,11 +116,14 @@ async fn serve(
     let begun = Instant::now();
     // The watch can lag behind: what is there was perhaps handed out already, and must not be wiped again then.
     let wanted = &provision.parameters.volume_group;
-    if let Some((group, volume)) = find(&context.inventory.get(), wanted, &name)
-        && is_handed_out(&provision.request.uid, context).await?
-    {
-        context.ready_tags.mark(group.reference_to(volume));
-        return Ok(Action::await_change());
+    if let Some((group, volume)) = find(&context.inventory.get(), wanted, &name) {
+        if let Some(action) = zeroing::goes_on(volume, context) {
+            return Ok(action);
+        }
+        if let Some(there) = handed_out(&provision.request.uid, context).await? {
+            mark_handed_out(&there, group.reference_to(volume), context);
+            return Ok(Action::await_change());
+        }
     }
     let (group, volume) = match find_or_create(provision, class, context).await? {
         Ok(found) => found,
@@ -132,11 +137,15 @@ async fn serve(
     };
     crash_point!("claim-before-wipe");
     // What is still `creating` was perhaps interrupted before it was wiped.
-    let wiped = context.wiper.wipe_new(group.clone(), volume.clone(), tags);
-    wiped.await.map_err(ProvisionError::Wipe)?;
-    crash_point!("claim-after-wipe");
-    let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &namespace(claim));
-    let live = claims.get_opt(&claim.name_any()).await?;
+    let live = match zeroing::wipe(claim, (&group, &volume), tags, context).await? {
+        Wiped::NotYet(action) => return Ok(action),
+        Wiped::Unwanted => None,
+        Wiped::Clean => {
+            crash_point!("claim-after-wipe");
+            let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &namespace(claim));
+            claims.get_opt(&claim.name_any()).await?
+        }
+    };
     let Some(live) = live.filter(|live| is_still_ours(live, claim, &context.node)) else {
         tracing::info!(claim = claim.name_any(), "no longer wanted here; its volume is removed");
         remove(&group, &volume, context).await?;
@@ -157,7 +166,7 @@ async fn serve(
     crash_point!("claim-before-volume-object");
     create_persistent_volume(&persistent, &provision.request.uid, context).await?;
     crash_point!("claim-after-volume-object");
-    context.ready_tags.mark(group.reference_to(&volume));
+    mark_handed_out(&persistent, group.reference_to(&volume), context);
     if provision.request.volume_mode == VolumeMode::Block {
         // Nothing on it would tell that it was handed out.
         context.ready_tags.hurry();
@@ -243,7 +252,7 @@ async fn find_or_create(
         Err(error @ CreateVolumeError::Refused(_)) => no_volume(format!("{asked} asked; {error}")),
         Err(CreateVolumeError::Incomplete { volume, cause }) => {
             // It may also have been there before, unknown to the inventory.
-            if is_handed_out(&request.uid, context).await? {
+            if handed_out(&request.uid, context).await?.is_some() {
                 context.inventory.refresh().await?;
                 return Err(ProvisionError::Create(CreateVolumeError::Incomplete { volume, cause }));
             }
@@ -267,18 +276,32 @@ async fn reuse(
     provision: &Provision,
     context: &Context,
 ) -> Result<Result<(VolumeGroup, LogicalVolume), NoVolume>, ProvisionError> {
-    let ours = VolumeTags::parse(&volume.tags).is_some_and(|tags| tags.claim_uid == provision.request.uid);
-    if !ours {
+    let tags = VolumeTags::parse(&volume.tags).filter(|tags| tags.claim_uid == provision.request.uid);
+    let Some(tags) = tags else {
         return Err(ProvisionError::NameTaken(format!(
             "node {}: logical volume {}/{} exists but was not made by Quarry for this claim; rename it with \"lvrename\"",
             context.node, group.name, volume.name
         )));
-    }
-    if VolumeTags::parse(&volume.tags).is_some_and(|tags| tags.state == VolumeState::Deleting) {
+    };
+    if tags.state == VolumeState::Deleting {
         return Err(ProvisionError::NameTaken(format!(
             "{}/{} is being wiped and removed",
             group.name, volume.name
         )));
+    }
+    let by = group.stacked_on(volume);
+    if !by.is_empty() {
+        return Err(ProvisionError::NameTaken(format!(
+            "node {}: {}/{} is in use: {}",
+            context.node,
+            group.name,
+            volume.name,
+            by.join(", ")
+        )));
+    }
+    // Only what was never handed out is wiped or removed for a claim: etcd may have been restored to a moment before that.
+    if let Some(note) = tags.state.to_be_kept(&group.name, &volume.name) {
+        return Err(ProvisionError::NameTaken(format!("node {}: {note}", context.node)));
     }
     if group.name == wanted && volume.size >= provision.request.size && !volume.partial {
         return Ok(Ok((group.clone(), with_device(group, volume, context).await?)));
@@ -381,13 +404,21 @@ async fn create_persistent_volume(
     }
 }
 
-/// Whether the PersistentVolume of a claim exists; the API server itself is asked.
-async fn is_handed_out(claim_uid: &str, context: &Context) -> Result<bool, ProvisionError> {
+/// The PersistentVolume of a claim, where it exists; the API server itself is asked.
+async fn handed_out(claim_uid: &str, context: &Context) -> Result<Option<PersistentVolume>, ProvisionError> {
     let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
     let Some(there) = volumes.get_opt(&volume_name(claim_uid)).await? else {
-        return Ok(false);
+        return Ok(None);
     };
-    check_same(&there, claim_uid, context).map(|()| true)
+    check_same(&there, claim_uid, context).map(|()| Some(there))
+}
+
+/// Has a volume marked whose PersistentVolume exists.
+fn mark_handed_out(persistent: &PersistentVolume, volume: VolumeRef, context: &Context) {
+    let retain = persistent_volume::ours(persistent).is_some_and(|our| our.retain);
+    if let Some(to) = mark_of_kept(VolumeState::Creating, retain) {
+        context.ready_tags.mark(volume, to);
+    }
 }
 
 /// Whether a PersistentVolume that has the name of ours is ours: made for that claim, on this node.
@@ -412,6 +443,7 @@ fn check_same(there: &PersistentVolume, claim_uid: &str, context: &Context) -> R
 pub async fn remove(group: &VolumeGroup, volume: &LogicalVolume, context: &Context) -> Result<(), RemoveVolumeError> {
     let done = context.lvm.remove_volume(group.reference_to(volume)).await?;
     context.inventory.set(done.state);
+    context.wipes.forget(&volume.uuid);
     Ok(())
 }
 
@@ -438,7 +470,8 @@ pub fn renamed<'a>(state: &'a State, owner: &Owner, claim_uid: &str) -> Option<(
 }
 
 /// Whether a claim as it is now is the one that a volume was made for, and still selected to this node.
-fn is_still_ours(live: &PersistentVolumeClaim, seen: &PersistentVolumeClaim, node: &str) -> bool {
+#[must_use]
+pub fn is_still_ours(live: &PersistentVolumeClaim, seen: &PersistentVolumeClaim, node: &str) -> bool {
     live.metadata.uid == seen.metadata.uid
         && live.metadata.deletion_timestamp.is_none()
         && !claim::is_bound(live)

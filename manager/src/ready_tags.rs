@@ -1,10 +1,11 @@
-//! Marks volumes as handed out: their tag `quarry.state=creating` becomes `ready` once their PersistentVolume exists.
+//! Marks volumes as handed out: their tag `quarry.state=creating` becomes `ready` once their PersistentVolume exists, or
+//! `retained` where that is to be kept ([`crate::kept`]).
 //!
 //! A volume that is still `creating` after a crash was perhaps never wiped, and is wiped again unless its
 //! PersistentVolume exists; one whose claim is gone too was never handed out and can be removed. No pod waits for the
 //! mark, so it is set off the path to the pod; and again where it was not set.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,20 +29,29 @@ pub struct ReadyTags {
     more: Arc<Notify>,
 }
 
+/// A volume, and what it is to be marked with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mark {
+    /// Which.
+    pub volume: VolumeRef,
+    /// The state that its tag is to say.
+    pub to: VolumeState,
+}
+
 #[derive(Default)]
 struct Waiting {
     volumes: Vec<VolumeRef>,
-    /// Their UUIDs, and of those that are being marked.
-    known: BTreeSet<String>,
+    /// Their UUIDs, and of those that are being marked, with what they are to be marked with.
+    known: BTreeMap<String, VolumeState>,
     /// Whether somebody is not to wait for others to come.
     urgent: bool,
 }
 
 impl ReadyTags {
     /// Has a volume marked, together with others that are handed out soon.
-    pub fn mark(&self, volume: VolumeRef) {
+    pub fn mark(&self, volume: VolumeRef, to: VolumeState) {
         let mut waiting = self.lock();
-        if waiting.known.insert(volume.uuid.clone()) {
+        if waiting.known.insert(volume.uuid.clone(), to).is_none() {
             waiting.volumes.push(volume);
             self.more.notify_one();
         }
@@ -50,7 +60,7 @@ impl ReadyTags {
     /// Whether a volume was handed out, and its tag may not say so yet.
     #[must_use]
     pub fn is_awaited(&self, uuid: &str) -> bool {
-        self.lock().known.contains(uuid)
+        self.lock().known.contains_key(uuid)
     }
 
     /// Has those that wait marked now.
@@ -83,15 +93,24 @@ impl ReadyTags {
         }
     }
 
-    pub(crate) fn take(&self) -> Vec<VolumeRef> {
-        let mut waiting = self.lock();
+    pub(crate) fn take(&self) -> Vec<Mark> {
+        let waiting = &mut *self.lock();
         waiting.urgent = false;
         let count = waiting.volumes.len().min(AT_ONCE);
-        waiting.volumes.drain(..count).collect()
+        let known = &waiting.known;
+        let mark = |volume: VolumeRef| known.get(&volume.uuid).map(|to| Mark { to: *to, volume });
+        waiting.volumes.drain(..count).filter_map(mark).collect()
     }
 
-    pub(crate) fn done(&self, volume: &VolumeRef) {
-        self.lock().known.remove(&volume.uuid);
+    pub(crate) fn done(&self, mark: &Mark) {
+        let mut waiting = self.lock();
+        if waiting.known.get(&mark.volume.uuid) == Some(&mark.to) {
+            waiting.known.remove(&mark.volume.uuid);
+        } else if waiting.known.contains_key(&mark.volume.uuid) {
+            // Something else was asked for meanwhile.
+            waiting.volumes.push(mark.volume.clone());
+            self.more.notify_one();
+        }
     }
 
     fn again(&self, volume: VolumeRef) {
@@ -118,20 +137,21 @@ pub async fn run(waiting: ReadyTags, lvm: Arc<dyn Lvm>, inventory: Inventory, wi
         crash_point!("ready-before-tag");
         together(&*lvm, &inventory, &batch).await;
         let mut failed = false;
-        for volume in batch {
-            match mark(&*lvm, &inventory, volume.clone()).await {
-                Ok(()) => waiting.done(&volume),
+        for asked in batch {
+            let volume = &asked.volume;
+            match mark(&*lvm, &inventory, asked.clone()).await {
+                Ok(()) => waiting.done(&asked),
                 // Removed in the meantime.
                 Err(error @ (VolumeError::Missing(_) | VolumeError::NotOurs(_))) => {
                     tracing::info!(%volume, %error, "a volume was not marked as ready");
-                    waiting.done(&volume);
+                    waiting.done(&asked);
                 }
                 Err(error) if ends => {
                     tracing::warn!(%volume, %error, "a volume is not marked as ready before the next start")
                 }
                 Err(error) => {
                     tracing::warn!(%volume, %error, "a volume was not marked as ready; it is tried again");
-                    waiting.again(volume);
+                    waiting.again(asked.volume.clone());
                     failed = true;
                 }
             }
@@ -147,28 +167,37 @@ pub async fn run(waiting: ReadyTags, lvm: Arc<dyn Lvm>, inventory: Inventory, wi
 }
 
 /// Marks the volumes of each group by one command, where there are several. What is not marked then is looked at alone.
-async fn together(lvm: &dyn Lvm, inventory: &Inventory, volumes: &[VolumeRef]) {
-    let mut groups: BTreeMap<&GroupRef, Vec<&VolumeRef>> = BTreeMap::new();
+async fn together(lvm: &dyn Lvm, inventory: &Inventory, marks: &[Mark]) {
+    let mut groups: BTreeMap<(&GroupRef, String, String), (VolumeState, VolumeState, Vec<&VolumeRef>)> =
+        BTreeMap::new();
     let state = inventory.get();
-    for volume in volumes.iter().filter(|volume| is_creating(&state, volume)) {
-        groups.entry(&volume.group).or_default().push(volume);
+    for Mark { volume, to } in marks {
+        let Some(from) = state_of(&state, volume).filter(|from| is_to_change(*from, *to)) else {
+            continue;
+        };
+        let key = (&volume.group, from.tag(), to.tag());
+        groups
+            .entry(key)
+            .or_insert_with(|| (from, *to, Vec::new()))
+            .2
+            .push(volume);
     }
-    for volumes in groups.into_values() {
+    for (from, to, volumes) in groups.into_values() {
         let [first, others @ ..] = &volumes[..] else { continue };
         if others.is_empty() {
             continue;
         }
         let others = others.iter().map(|volume| volume.uuid.clone()).collect();
-        match lvm.change_tags(ready((*first).clone(), others)).await {
+        match lvm.change_tags(change((*first).clone(), others, from, to)).await {
             Ok(done) => inventory.set(done.state),
             Err(error) => tracing::info!(volume_group = first.group.name, %error, "volumes are marked one by one"),
         }
     }
 }
 
-/// Whether a volume is known to be `creating`.
-fn is_creating(state: &State, volume: &VolumeRef) -> bool {
-    state_of(state, volume) == Some(VolumeState::Creating)
+/// Whether a volume of one state is to be marked with another: nothing takes a removal back.
+fn is_to_change(from: VolumeState, to: VolumeState) -> bool {
+    from != to && from != VolumeState::Deleting
 }
 
 fn state_of(state: &State, volume: &VolumeRef) -> Option<VolumeState> {
@@ -176,30 +205,31 @@ fn state_of(state: &State, volume: &VolumeRef) -> Option<VolumeState> {
     Some(VolumeTags::parse(&known.tags)?.state)
 }
 
-fn ready(volume: VolumeRef, others: Vec<String>) -> ChangeTags {
+fn change(volume: VolumeRef, others: Vec<String>, from: VolumeState, to: VolumeState) -> ChangeTags {
     ChangeTags {
         volume,
         others,
-        add: vec![VolumeState::Ready.tag()],
-        delete: vec![VolumeState::Creating.tag()],
+        add: vec![to.tag()],
+        delete: vec![from.tag()],
         // It may be on its way out by now.
-        having: Some(VolumeState::Creating.tag()),
+        having: Some(from.tag()),
     }
 }
 
-/// Marks a volume as handed out, unless it has gone further already, or is gone.
+/// Marks a volume as asked for, unless it is on its way out already, or is gone.
 ///
 /// # Errors
 /// It is not known to be marked.
-pub async fn mark(lvm: &dyn Lvm, inventory: &Inventory, volume: VolumeRef) -> Result<(), VolumeError> {
+pub async fn mark(lvm: &dyn Lvm, inventory: &Inventory, asked: Mark) -> Result<(), VolumeError> {
+    let Mark { volume, to } = asked;
     let state = inventory.get();
-    match state_of(&state, &volume) {
-        Some(VolumeState::Creating) => {}
+    let from = match state_of(&state, &volume) {
+        Some(from) if is_to_change(from, to) => from,
         Some(_) => return Ok(()),
         None if state.incomplete.is_none() => return Err(VolumeError::Missing(volume)),
-        None => {}
-    }
-    let done = lvm.change_tags(ready(volume, Vec::new())).await?;
+        None => VolumeState::Creating,
+    };
+    let done = lvm.change_tags(change(volume, Vec::new(), from, to)).await?;
     inventory.set(done.state);
     Ok(())
 }

@@ -106,14 +106,18 @@ pub async fn unused(context: &Context, named: &BTreeSet<String>) -> bool {
         !wanted && asked && state.problem_of(group).is_none() && group.logical_volumes.is_empty()
     };
     let unused: Vec<&VolumeGroup> = state.groups.iter().filter(is_unused).collect();
+    // A volume was removed and its object not yet: without the group nobody could say so.
+    let (awaited, unused): (Vec<_>, Vec<_>) = unused
+        .into_iter()
+        .partition(|group| is_named_by_a_volume(context, group));
     if unused.is_empty() {
-        return true;
+        return awaited.is_empty();
     }
     if let Err(error) = note(context, &unused).await {
         tracing::warn!(%error, "volume groups are taken down once that can be noted on the Node");
         return false;
     }
-    let mut all = true;
+    let mut all = awaited.is_empty();
     for group in unused {
         tracing::info!(
             volume_group = group.name,
@@ -135,6 +139,11 @@ pub async fn unused(context: &Context, named: &BTreeSet<String>) -> bool {
         }
     }
     all
+}
+
+fn is_named_by_a_volume(context: &Context, group: &VolumeGroup) -> bool {
+    let volumes = context.objects.volumes_of(&group.name);
+    volumes.iter().any(|(our, _)| our.volume_group_uuid == group.uuid)
 }
 
 fn is_named_by_a_class(context: &Context, name: &str) -> bool {

@@ -15,6 +15,8 @@
 //! shown to be the very volume that is meant: its device-mapper UUID is made of the UUIDs of volume group and volume.
 
 mod background;
+mod control;
+mod devices;
 mod holders;
 mod volumes;
 mod zero;
@@ -25,13 +27,12 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+pub use background::{Figures, News, Order, Progress, Purpose, Stop, Wipes};
+pub use control::Control;
 use quarry_crds::Bytes;
 use quarry_crds::disk::Signature;
 use quarry_crds::tags::Wipe;
 use thiserror::Error;
-use tokio_util::sync::CancellationToken;
-
-pub use background::{Progress, Wipes};
 
 use crate::disks::device_number;
 use crate::disks::signatures::Signatures;
@@ -50,6 +51,7 @@ pub struct Eraser {
     blkdiscard: Program,
     wipefs: Program,
     signatures: std::sync::Arc<Signatures>,
+    devices: devices::Devices,
 }
 
 /// A logical volume, and its device.
@@ -92,6 +94,14 @@ pub enum WipeError {
         /// What the kernel said.
         cause: io::Error,
     },
+    /// Its device does not answer now.
+    #[error(
+        "the device {0} is suspended; \"dmsetup resume {0}\" on the node ends that, if no command of LVM is at work"
+    )]
+    Suspended(PathBuf),
+    /// A thread is at work on it that has not ended.
+    #[error("an earlier read or write of {0} has not ended: its disk does not answer")]
+    Stuck(PathBuf),
     /// It carries something after it was wiped.
     #[error("{} still carries {}", .path.display(), found.join(", "))]
     NotClean {
@@ -147,7 +157,10 @@ impl Target {
             self.device_mapper_uuid(),
         );
         if found == expected {
-            return Ok(number);
+            return match read(&directory, "dm/suspended").as_deref() {
+                Some("1") => Err(WipeError::Suspended(self.path.clone())),
+                _ => Ok(number),
+            };
         }
         Err(WipeError::NotTheVolume {
             path: self.path.clone(),
@@ -177,6 +190,7 @@ impl Eraser {
             blkdiscard: find("blkdiscard")?.with_limits(patient),
             signatures: std::sync::Arc::new(Signatures::new(find("blkid")?, wipefs.clone())),
             wipefs,
+            devices: devices::Devices::default(),
         })
     }
 
@@ -184,20 +198,20 @@ impl Eraser {
     ///
     /// # Errors
     /// It is not clean, or not known to be: it must not be handed out.
-    pub async fn wipe_new(&self, target: &Target, how: Wipe, cancel: &CancellationToken) -> Result<(), WipeError> {
-        self.wait_for(target, cancel).await?;
+    pub async fn wipe_new(&self, target: &Target, how: Wipe, control: &Control) -> Result<(), WipeError> {
+        self.wait_for(target, control).await?;
         match how {
             // LVM has erased what it knew when it made the volume, and what was read just now is where libblkid, and so
             // kubelet, looks for a signature: there is none. It would tell the same, for a seventh of what a volume costs.
             Wipe::Signatures if self.erase_places(target).await? => return Ok(()),
             Wipe::Signatures => {}
             Wipe::Discard => {
-                if !zero::deallocated(&self.sys, target, cancel).await? {
+                if !zero::deallocated(self, target, control).await? {
                     self.discard(target).await?;
-                    zero::whole(self, target, cancel).await?;
+                    zero::whole(self, target, control).await?;
                 }
             }
-            Wipe::Zero => zero::whole(self, target, cancel).await?,
+            Wipe::Zero => zero::whole(self, target, control).await?,
         }
         crash_point!("wipe-before-proof");
         match self.prove_clean(target).await {
@@ -214,13 +228,13 @@ impl Eraser {
     ///
     /// # Errors
     /// It could not be written, has no device, or is held by somebody.
-    pub async fn wipe_old(&self, target: &Target, how: Wipe, cancel: &CancellationToken) -> Result<(), WipeError> {
-        self.wait_for(target, cancel).await?;
+    pub async fn wipe_old(&self, target: &Target, how: Wipe, control: &Control) -> Result<(), WipeError> {
+        self.wait_for(target, control).await?;
         match how {
             Wipe::Signatures => {}
-            Wipe::Discard if zero::deallocated(&self.sys, target, cancel).await? => {}
+            Wipe::Discard if zero::deallocated(self, target, control).await? => {}
             Wipe::Discard if self.discard(target).await? => {}
-            Wipe::Discard | Wipe::Zero => zero::whole(self, target, cancel).await?,
+            Wipe::Discard | Wipe::Zero => zero::whole(self, target, control).await?,
         }
         self.erase_signatures(target).await
     }
@@ -265,17 +279,17 @@ impl Eraser {
     ///
     /// # Errors
     /// It does not appear, or is something else.
-    pub async fn wait_for(&self, target: &Target, cancel: &CancellationToken) -> Result<(), WipeError> {
+    pub async fn wait_for(&self, target: &Target, control: &Control) -> Result<(), WipeError> {
         let begun = Instant::now();
         loop {
             match target.resolve(&self.sys) {
                 Ok(_) => return Ok(()),
                 Err(error) if begun.elapsed() > APPEARS_WITHIN => return Err(error),
-                Err(WipeError::NotThere(_) | WipeError::NotTheVolume { .. }) => {}
+                Err(WipeError::NotThere(_) | WipeError::NotTheVolume { .. } | WipeError::Suspended(_)) => {}
                 Err(error) => return Err(error),
             }
             tokio::select! {
-                () = cancel.cancelled() => return Err(WipeError::Cancelled),
+                () = control.cancel.cancelled() => return Err(WipeError::Cancelled),
                 () = tokio::time::sleep(Duration::from_millis(20)) => {}
             }
         }
@@ -283,8 +297,11 @@ impl Eraser {
 
     /// Who has the volume open, for people; nobody where it has no device.
     pub async fn holders(&self, target: &Target, volume: &LogicalVolume) -> Vec<String> {
-        let Ok(number) = target.resolve(&self.sys) else {
-            return Vec::new();
+        let number = match target.resolve(&self.sys) {
+            Ok(number) => number,
+            // Whoever suspended it is at work on it.
+            Err(error @ WipeError::Suspended(_)) => return vec![error.to_string()],
+            Err(_) => return Vec::new(),
         };
         let open = volume.open != Some(false);
         let (proc, sys, target, name) = (self.proc.clone(), self.sys.clone(), target.clone(), volume.name.clone());
@@ -299,7 +316,7 @@ impl Eraser {
 
     /// Erases wherever a signature can be; whether there was nothing.
     async fn erase_places(&self, target: &Target) -> Result<bool, WipeError> {
-        let were_zeros = zero::signature_places(&self.sys, target).await?;
+        let were_zeros = zero::signature_places(self, target).await?;
         crash_point!("wipe-after-ends");
         Ok(were_zeros)
     }

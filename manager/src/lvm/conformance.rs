@@ -50,6 +50,11 @@ macro_rules! refused {
     };
 }
 
+// After the macro, which it uses.
+mod snapshots;
+
+pub use snapshots::Hand;
+
 fn request(group: &VolumeGroup, name: &str, extents: u64) -> CreateVolume {
     let tags = VolumeTags {
         claim_uid: name.trim_start_matches("pvc-").to_owned(),
@@ -72,11 +77,12 @@ fn request(group: &VolumeGroup, name: &str, extents: u64) -> CreateVolume {
 ///
 /// # Errors
 /// The first thing that an implementation does otherwise.
-pub async fn conformance(lvm: &dyn Lvm, devices: &[String]) -> Result<(), Deviation> {
+pub async fn conformance(lvm: &dyn Lvm, hand: &dyn Hand, devices: &[String]) -> Result<(), Deviation> {
     ensure("two devices or more are given", devices.len() >= 2, devices)?;
     let group = groups(lvm, devices).await?;
     allowed_devices(lvm, devices, &group).await?;
     volumes(lvm, &group).await?;
+    snapshots::snapshots(lvm, hand, &group).await?;
     changes(lvm, &group).await?;
     limits(lvm, &group).await?;
     taking_apart(lvm, &group).await

@@ -193,6 +193,14 @@ operation! {
         /// Somebody has it open. See [`crate::wipe::holders`] for who.
         #[error("{0} is in use")]
         Busy(VolumeRef),
+        /// Something stands on it, or is being done to it: see [`VolumeGroup::stacked_on`](super::VolumeGroup::stacked_on).
+        #[error("{volume} is in use: {}", .by.join(", "))]
+        Stacked {
+            /// Which.
+            volume: VolumeRef,
+            /// What, for people.
+            by: Vec<String>,
+        },
     }
 }
 

@@ -1,5 +1,6 @@
 //! LVM in memory, for tests of everything above it: the same rules as LVM's, and failures on demand.
 
+mod by_hand;
 mod model;
 
 use std::collections::{BTreeMap, VecDeque};

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use quarry_crds::Extents;
 use quarry_crds::tags::{VERSION_TAG, VolumeState};
 
-use super::super::conformance::conformance;
+use super::super::conformance::{Hand, conformance};
 use super::super::*;
 use super::*;
 
@@ -42,10 +42,20 @@ fn request(group: &VolumeGroup, name: &str) -> CreateVolume {
     }
 }
 
+impl Hand for FakeLvm {
+    fn snapshot<'a>(&'a self, group: &'a str, volume: &'a str, name: &'a str) -> BoxFuture<'a, Result<(), String>> {
+        futures::future::ready(Self::snapshot(self, group, volume, name, Extents(1))).boxed()
+    }
+
+    fn remove<'a>(&'a self, group: &'a str, name: &'a str) -> BoxFuture<'a, Result<(), String>> {
+        futures::future::ready(self.remove_by_hand(group, name)).boxed()
+    }
+}
+
 #[tokio::test]
 async fn conforms() {
     let (lvm, devices) = host();
-    conformance(&lvm, &devices).await.expect("conforms");
+    conformance(&lvm, &lvm, &devices).await.expect("conforms");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 
 use super::command::{CommandError, CommandStat, Exit, Limits, NotInstalled, Observer, Program};
 use super::operations::{Backend, Engine, Mutation};
-use super::{CreateVolume, LogicalVolume, ReportError, State, VolumeRef, links, report, seen};
+use super::{CreateVolume, LogicalVolume, ReportError, State, VolumeRef, links, report, seen, stacked};
 
 /// The LVM of this host.
 pub type HostLvm = Engine<Host>;
@@ -120,9 +120,14 @@ impl Host {
                     .with(request.devices)
             }
             // -y answers "really remove active volume?"; a volume in use is refused all the same.
-            // A volume with a part on a missing disk stays: no change of the group makes LVM forget that disk then.
+            // A volume with a part on a missing disk stays: no change of the group makes LVM forget that disk then. So does
+            // one that something stands on: -y would answer for that too.
             Mutation::RemoveVolumes { volume, others } => Line::new("lvremove", &["-y"])
-                .only(&volume, &others, " && lv_health_status!=partial")
+                .only(
+                    &volume,
+                    &others,
+                    &format!(" && lv_health_status!=partial{}", stacked::ALONE),
+                )
                 .with([volume.group.name]),
             Mutation::ExtendVolume(request) => Line::new("lvextend", &["-l"])
                 .with([request.extents.to_string(), request.volume.to_string()])

@@ -2,8 +2,8 @@
 //! by one command together: `lvremove` takes longer to start than to remove, and so does the reading after it.
 //!
 //! Nothing is read before, unless the last reading failed: nothing is removed while nobody can see what becomes of it. LVM
-//! itself compares, under its own lock, and takes no volume that has another UUID, lacks our tag or has a part on a missing
-//! disk.
+//! itself compares, under its own lock, and takes no volume that has another UUID, lacks our tag, has a part on a missing
+//! disk or has anything standing on it.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -123,6 +123,11 @@ fn judged(volume: &VolumeRef, Ran { state, error }: Ran) -> Answer {
         RemoveVolumeError::NotOurs(current)
     } else if found.partial {
         RemoveVolumeError::OnMissingDisk(current)
+    } else if !group.stacked_on(found).is_empty() {
+        RemoveVolumeError::Stacked {
+            by: group.stacked_on(found),
+            volume: current,
+        }
     } else if found.open == Some(true) {
         RemoveVolumeError::Busy(current)
     } else {

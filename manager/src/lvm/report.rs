@@ -22,8 +22,8 @@ pub(super) const FIELDS: [(&str, &str); 5] = [
     ),
     (
         "lv",
-        "lv_uuid,lv_name,lv_size,lv_tags,lv_active,lv_device_open,lv_suspended,lv_path,lv_layout,lv_health_status,\
-         lv_kernel_major,lv_kernel_minor",
+        "lv_uuid,lv_name,lv_size,lv_tags,lv_active,lv_device_open,lv_suspended,lv_path,lv_layout,lv_role,origin,\
+         lv_allocation_locked,raid_sync_action,lv_health_status,lv_kernel_major,lv_kernel_minor",
     ),
     ("pvseg", "pv_uuid,lv_uuid,pvseg_start,pvseg_size"),
     ("seg", "lv_uuid"),
@@ -90,6 +90,10 @@ struct VolumeRow {
     lv_suspended: String,
     lv_path: String,
     lv_layout: String,
+    lv_role: String,
+    origin: String,
+    lv_allocation_locked: String,
+    raid_sync_action: String,
     lv_health_status: String,
     lv_kernel_major: String,
     lv_kernel_minor: String,
@@ -182,7 +186,7 @@ impl GroupRow {
             extent_size,
             size: Extents(number("vg_extent_count", &self.vg_extent_count)?),
             free: Extents(number("vg_free_count", &self.vg_free_count)?),
-            tags: tags(&self.vg_tags),
+            tags: words(&self.vg_tags),
             partial: flag("vg_partial", &self.vg_partial, "partial")?,
             exported: flag("vg_exported", &self.vg_exported, "exported")?,
             shared: flag("vg_shared", &self.vg_shared, "shared")?
@@ -235,13 +239,17 @@ impl VolumeRow {
             uuid: uuid("lv_uuid", &self.lv_uuid)?,
             size,
             extents: extent_size.holding(size),
-            tags: tags(&self.lv_tags),
+            tags: words(&self.lv_tags),
             active: known("lv_active", &self.lv_active)?,
             open: known("lv_device_open", &self.lv_device_open)?,
             suspended: known("lv_suspended", &self.lv_suspended)?,
             path: self.lv_path.clone(),
             number: device_number(&self.lv_kernel_major, &self.lv_kernel_minor)?,
             layout: self.lv_layout.clone(),
+            roles: words(&self.lv_role),
+            origin: (!self.origin.is_empty()).then(|| shown(&self.origin).to_owned()),
+            allocation_locked: known("lv_allocation_locked", &self.lv_allocation_locked)? == Some(true),
+            sync_action: self.raid_sync_action.clone(),
             partial: self.lv_health_status.split(',').any(|word| word == "partial"),
             parts: areas.used.get(&self.lv_uuid).cloned().unwrap_or_default(),
         })
@@ -282,9 +290,15 @@ pub(super) fn is_uuid(text: &str) -> bool {
         })
 }
 
-fn tags(text: &str) -> Vec<String> {
+/// A name without the brackets of what LVM hides.
+fn shown(name: &str) -> &str {
+    name.trim_start_matches('[').trim_end_matches(']')
+}
+
+/// A list of tags, or of words of LVM's.
+fn words(text: &str) -> Vec<String> {
     text.split(',')
-        .filter(|tag| !tag.is_empty())
+        .filter(|word| !word.is_empty())
         .map(str::to_owned)
         .collect()
 }

@@ -49,6 +49,10 @@ fn of_device(folder: &Path, number: (u32, u32), request: &CreateVolume) -> Optio
         path: format!("/dev/{}/{}", request.group.name, request.name),
         number: Some(number),
         layout: "linear".to_owned(),
+        roles: vec!["public".to_owned()],
+        origin: None,
+        allocation_locked: false,
+        sync_action: String::new(),
         partial: false,
         parts: vec![Part {
             physical_volume,

@@ -204,6 +204,13 @@ impl Bench {
         fill(&mut self.writers.volumes, all(VOLUMES));
     }
 
+    /// Brings the watched objects up to date; the watch of one kind shows none.
+    pub fn sync_without(&mut self, kind: &str) {
+        self.sync();
+        assert_eq!(kind, VOLUMES, "of the others there is no such watch");
+        fill(&mut self.writers.volumes, Vec::new());
+    }
+
     /// From now on there are these classes.
     pub fn set_classes(&mut self, classes: Vec<Value>) {
         fill(&mut self.writers.classes, classes);
@@ -344,16 +351,16 @@ impl Bench {
 
     /// Marks what is to be marked as ready, each once.
     pub async fn mark(&mut self) {
-        for volume in self.context.ready_tags.take() {
-            let _ = crate::ready_tags::mark(&*self.lvm, &self.context.inventory, volume.clone()).await;
-            self.context.ready_tags.done(&volume);
+        for mark in self.context.ready_tags.take() {
+            let _ = crate::ready_tags::mark(&*self.lvm, &self.context.inventory, mark.clone()).await;
+            self.context.ready_tags.done(&mark);
         }
     }
 
     /// Which volumes are to be marked as ready.
     pub fn marked(&mut self) -> Vec<String> {
-        let volumes = self.context.ready_tags.take();
-        volumes.iter().for_each(|volume| self.context.ready_tags.done(volume));
-        volumes.into_iter().map(|volume| volume.name).collect()
+        let marks = self.context.ready_tags.take();
+        marks.iter().for_each(|mark| self.context.ready_tags.done(mark));
+        marks.into_iter().map(|mark| mark.volume.name).collect()
     }
 }

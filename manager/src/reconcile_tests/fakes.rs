@@ -13,6 +13,7 @@ use super::bench::{DEVICE, DISK, SECOND_DEVICE, SECOND_DISK};
 use crate::context::{Disks, Listing, Probed, Wiper};
 use crate::disk_record::RecordedDisk;
 use crate::lvm::{FakeLvm, LogicalVolume, State, VolumeGroup};
+use crate::wipe::Control;
 
 /// What happened, in order: requests, LVM's mutations, wipes.
 #[derive(Clone, Default)]
@@ -236,25 +237,50 @@ impl FakeWiper {
         release
     }
 
-    fn wipe(&self, what: &str, volume: &LogicalVolume, tags: VolumeTags) -> BoxFuture<'_, Result<(), String>> {
+    fn wipe(
+        &self,
+        what: &str,
+        volume: &LogicalVolume,
+        tags: VolumeTags,
+        control: Control,
+    ) -> BoxFuture<'_, Result<(), String>> {
         self.log.add(&self.lvm, format!("{what} {}", volume.name));
         self.told.lock().expect("not poisoned").push(tags);
         let fail = self.fail.lock().expect("not poisoned").take();
         let result = fail.map_or(Ok(()), Err);
         match self.hold.lock().expect("not poisoned").take() {
-            Some(held) => held.map(|_| result).boxed(),
+            // As the real one, it ends where it is told to stop.
+            Some(held) => async move {
+                tokio::select! {
+                    _ = held => result,
+                    () = control.cancel.cancelled() => Err("stopped".to_owned()),
+                }
+            }
+            .boxed(),
             None => futures::future::ready(result).boxed(),
         }
     }
 }
 
 impl Wiper for FakeWiper {
-    fn wipe_new(&self, _: VolumeGroup, volume: LogicalVolume, tags: VolumeTags) -> BoxFuture<'_, Result<(), String>> {
-        self.wipe("wipe new", &volume, tags)
+    fn wipe_new(
+        &self,
+        _: VolumeGroup,
+        volume: LogicalVolume,
+        tags: VolumeTags,
+        control: Control,
+    ) -> BoxFuture<'_, Result<(), String>> {
+        self.wipe("wipe new", &volume, tags, control)
     }
 
-    fn wipe_old(&self, _: VolumeGroup, volume: LogicalVolume, tags: VolumeTags) -> BoxFuture<'_, Result<(), String>> {
-        self.wipe("wipe old", &volume, tags)
+    fn wipe_old(
+        &self,
+        _: VolumeGroup,
+        volume: LogicalVolume,
+        tags: VolumeTags,
+        control: Control,
+    ) -> BoxFuture<'_, Result<(), String>> {
+        self.wipe("wipe old", &volume, tags, control)
     }
 
     fn carries(&self, _: VolumeGroup, _: LogicalVolume) -> BoxFuture<'_, Result<Vec<String>, String>> {

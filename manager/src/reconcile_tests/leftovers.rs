@@ -212,7 +212,7 @@ async fn one_that_was_handed_out_a_moment_ago_stays() {
     let bench = creating().await;
     let state = bench.context.inventory.get();
     let volume = state.groups[0].reference_to(&state.groups[0].logical_volumes[0]);
-    bench.context.ready_tags.mark(volume);
+    bench.context.ready_tags.mark(volume, VolumeState::Ready);
     sweep(&bench).await;
     assert_eq!((bench.volumes().len(), bench.log()), (1, vec![]));
 }

@@ -25,7 +25,7 @@ async fn made(bench: &Bench, uid: &str) -> VolumeRef {
 async fn mark(bench: &Bench, volumes: &[&VolumeRef]) {
     let waiting = ReadyTags::default();
     for volume in volumes {
-        waiting.mark((*volume).clone());
+        waiting.mark((*volume).clone(), VolumeState::Ready);
     }
     run_for(bench, &waiting, WITHIN * 3 / 2).await;
 }
@@ -125,12 +125,12 @@ async fn volumes_are_gathered_unless_somebody_is_in_a_hurry() {
     let bench = Bench::new().await;
     let waiting = ReadyTags::default();
     let first = made(&bench, "u-1").await;
-    waiting.mark(first.clone());
+    waiting.mark(first.clone(), VolumeState::Ready);
     run_for(&bench, &waiting, WITHIN / 2).await;
     assert_eq!(states(&bench), [VolumeState::Creating]);
     assert!(waiting.is_awaited(&first.uuid));
     let second = made(&bench, "u-2").await;
-    waiting.mark(second);
+    waiting.mark(second, VolumeState::Ready);
     waiting.hurry();
     run_for(&bench, &waiting, Duration::from_secs(1)).await;
     assert_eq!(states(&bench), [VolumeState::Ready; 2]);
@@ -138,10 +138,10 @@ async fn volumes_are_gathered_unless_somebody_is_in_a_hurry() {
     // Many do not wait for more: these are gone, all but one.
     for number in 0..63 {
         let uuid = format!("{number}");
-        waiting.mark(VolumeRef { uuid, ..first.clone() });
+        waiting.mark(VolumeRef { uuid, ..first.clone() }, VolumeState::Ready);
     }
     let last = made(&bench, "u-3").await;
-    waiting.mark(last.clone());
+    waiting.mark(last.clone(), VolumeState::Ready);
     run_for(&bench, &waiting, Duration::from_secs(1)).await;
     assert_eq!(states(&bench), [VolumeState::Ready; 3]);
     assert!(!waiting.is_awaited(&last.uuid));
@@ -163,7 +163,7 @@ async fn at_the_end_whatever_waits_is_marked() {
     let bench = Bench::new().await;
     let waiting = ReadyTags::default();
     for uid in ["u-1", "u-2"] {
-        waiting.mark(made(&bench, uid).await);
+        waiting.mark(made(&bench, uid).await, VolumeState::Ready);
     }
     let shutdown = Shutdown::new();
     shutdown.ask();

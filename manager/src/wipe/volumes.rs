@@ -3,9 +3,8 @@
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use quarry_crds::tags::VolumeTags;
-use tokio_util::sync::CancellationToken;
 
-use super::{Eraser, Target};
+use super::{Control, Eraser, Target};
 use crate::context::Wiper;
 use crate::lvm::{LogicalVolume, VolumeGroup};
 
@@ -15,12 +14,11 @@ impl Wiper for Eraser {
         group: VolumeGroup,
         volume: LogicalVolume,
         tags: VolumeTags,
+        control: Control,
     ) -> BoxFuture<'_, Result<(), String>> {
         async move {
             let target = Target::of(&group, &volume);
-            // Whoever stops waiting for this stops it, at the next piece.
-            let cancel = CancellationToken::new();
-            Self::wipe_new(self, &target, tags.wipe.of_new(tags.mode), &cancel)
+            Self::wipe_new(self, &target, tags.wipe.of_new(tags.mode), &control)
                 .await
                 .map_err(|error| error.to_string())
         }
@@ -32,11 +30,11 @@ impl Wiper for Eraser {
         group: VolumeGroup,
         volume: LogicalVolume,
         tags: VolumeTags,
+        control: Control,
     ) -> BoxFuture<'_, Result<(), String>> {
         async move {
             let target = Target::of(&group, &volume);
-            let cancel = CancellationToken::new();
-            Self::wipe_old(self, &target, tags.wipe, &cancel)
+            Self::wipe_old(self, &target, tags.wipe, &control)
                 .await
                 .map_err(|error| error.to_string())
         }

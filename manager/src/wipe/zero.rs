@@ -9,14 +9,13 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use quarry_crds::disk;
-use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{Eraser, Target, WipeError};
+use super::{Control, Eraser, Target, WipeError};
 use crate::disks::{O_EXCL, device_number};
 
 /// What is written between two looks at whether to stop, in bytes: some seconds on a slow disk.
-const PIECE: u64 = 1 << 30;
+const PIECE: u64 = 256 << 20;
 /// The same where zeros are written here, and how much is written at once, in bytes.
 const WRITTEN_PIECE: u64 = 64 << 20;
 const BUFFER: usize = 4 << 20;
@@ -26,11 +25,11 @@ const READ: usize = 128 << 10;
 const LOGGED_EVERY: Duration = Duration::from_secs(10);
 
 /// Writes zeros over the whole volume: by the disk itself or the kernel (BLKZEROOUT), else from here.
-pub(super) async fn whole(eraser: &Eraser, target: &Target, cancel: &CancellationToken) -> Result<(), WipeError> {
+pub(super) async fn whole(eraser: &Eraser, target: &Target, control: &Control) -> Result<(), WipeError> {
     let (size, begun) = (target.size.0, Instant::now());
     let (mut done, mut logged, mut by_kernel) = (0, begun, true);
     while done < size {
-        if cancel.is_cancelled() {
+        if control.is_cancelled() {
             return Err(WipeError::Cancelled);
         }
         // Between two pieces the device could have become another one's.
@@ -49,43 +48,55 @@ pub(super) async fn whole(eraser: &Eraser, target: &Target, cancel: &Cancellatio
                 continue;
             }
         } else {
-            write(target, vec![(done, length)]).await?;
+            write(eraser, target, vec![(done, length)]).await?;
         }
         done += length;
+        control.set_done(done);
         crash_point!("wipe-after-zeros");
         if logged.elapsed() >= LOGGED_EVERY {
             logged = Instant::now();
             info!(path = %target.path.display(), done, size, "writing zeros");
         }
     }
+    if by_kernel {
+        // BLKZEROOUT returns when the disk has taken the zeros, which may be in its cache.
+        let path = target.path.clone();
+        eraser.devices.work(target, move || flush(&path)).await?;
+    }
     info!(path = %target.path.display(), size, seconds = begun.elapsed().as_secs_f64(), "written with zeros");
     Ok(())
 }
 
 /// Gives every block back to the disk, by a command after which it reads as zeros; false where the disk has none.
-pub(super) async fn deallocated(sys: &Path, target: &Target, cancel: &CancellationToken) -> Result<bool, WipeError> {
+pub(super) async fn deallocated(eraser: &Eraser, target: &Target, control: &Control) -> Result<bool, WipeError> {
     let mut done = 0;
     while done < target.size.0 {
-        if cancel.is_cancelled() {
+        if control.is_cancelled() {
             return Err(WipeError::Cancelled);
         }
-        target.resolve(sys)?;
+        target.resolve(&eraser.sys)?;
         let length = (target.size.0 - done).min(PIECE);
         let (path, offset) = (target.path.clone(), done);
-        let result = tokio::task::spawn_blocking(move || punch(&path, offset, length)).await;
-        match result.unwrap_or_else(|error| Err(io::Error::other(error))) {
+        match eraser.devices.work(target, move || punch(&path, offset, length)).await {
             Ok(()) => done += length,
-            Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => return Ok(false),
-            Err(cause) => {
-                return Err(WipeError::Io {
-                    path: target.path.clone(),
-                    cause,
-                });
+            Err(WipeError::Io { cause, .. }) if cause.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => {
+                return Ok(false);
             }
+            Err(error) => return Err(error),
         }
+        control.set_done(done);
     }
     info!(path = %target.path.display(), size = target.size.0, "deallocated");
     Ok(true)
+}
+
+/// Waits until the disk has written what it has taken.
+fn flush(path: &Path) -> io::Result<()> {
+    OpenOptions::new()
+        .write(true)
+        .custom_flags(O_EXCL)
+        .open(path)?
+        .sync_data()
 }
 
 /// The kernel promises zeros after this, or says EOPNOTSUPP (linux `blkdev_fallocate`).
@@ -99,10 +110,10 @@ fn punch(path: &Path, offset: u64, length: u64) -> io::Result<()> {
 
 /// Makes everything zeros by which libblkid recognises anything, and tells whether it was already: it is not written then, for
 /// udev looks anew at each volume that somebody has written to, which takes longer than to read it here.
-pub(super) async fn signature_places(sys: &Path, target: &Target) -> Result<bool, WipeError> {
-    let number = target.resolve(sys)?;
+pub(super) async fn signature_places(eraser: &Eraser, target: &Target) -> Result<bool, WipeError> {
+    let number = target.resolve(&eraser.sys)?;
     let (path, places) = (target.path.clone(), disk::signature_places(target.size));
-    let look = tokio::task::spawn_blocking(move || {
+    let look = eraser.devices.work(target, move || {
         let file = File::open(path)?;
         if device_number(file.metadata()?.rdev()) != number {
             return Err(io::Error::other("the device has just become another one"));
@@ -111,11 +122,11 @@ pub(super) async fn signature_places(sys: &Path, target: &Target) -> Result<bool
         // What LVM has erased is on the disk after this, also where nothing is to be written here.
         file.sync_data().map(|()| pieces)
     });
-    let pieces = done(target, look.await)?;
+    let pieces = look.await?;
     if pieces.is_empty() {
         return Ok(true);
     }
-    write(target, pieces).await?;
+    write(eraser, target, pieces).await?;
     Ok(false)
 }
 
@@ -139,25 +150,15 @@ fn not_zeros(file: &File, pieces: &[(u64, u64)]) -> Vec<(u64, u64)> {
     left
 }
 
-/// What came of work on the device elsewhere.
-fn done<T>(target: &Target, result: Result<io::Result<T>, tokio::task::JoinError>) -> Result<T, WipeError> {
-    let result = result.unwrap_or_else(|error| Err(io::Error::other(error)));
-    result.map_err(|cause| WipeError::Io {
-        path: target.path.clone(),
-        cause,
-    })
-}
-
 /// Writes zeros at offsets and of lengths in bytes, and waits until they are on the disk.
-async fn write(target: &Target, pieces: Vec<(u64, u64)>) -> Result<(), WipeError> {
+async fn write(eraser: &Eraser, target: &Target, pieces: Vec<(u64, u64)>) -> Result<(), WipeError> {
     let path = target.path.clone();
-    let result = tokio::task::spawn_blocking(move || {
+    let write = move || {
         // Exclusive: nothing that is mounted, or part of something, is ever written here.
         let file = OpenOptions::new().write(true).custom_flags(O_EXCL).open(&path)?;
         write_zeros(&file, &pieces)
-    })
-    .await;
-    done(target, result)
+    };
+    eraser.devices.work(target, write).await
 }
 
 fn write_zeros(file: &File, pieces: &[(u64, u64)]) -> io::Result<()> {

@@ -6,9 +6,9 @@ use quarry_e2e::sweep::sweep;
 use quarry_e2e::test::{Case, trial};
 use quarry_e2e::{
     bad_claims, bad_disks, bad_lvm, bad_parameters, bad_requests, burst, capacity, certificates, dead_connections,
-    deletion, device_faults, foreign_lvm, groups, halves, lost_group, lost_nodes, main_path, metadata, orphans,
-    outages, past_the_scheduler, placement, preemption, refused, rights, sectors, silent_manager, two_at_once,
-    used_disks, why, wipe, without_extender, wrong_disks,
+    deletion, device_faults, foreign_lvm, groups, halves, last_word, lost_group, lost_nodes, main_path, metadata,
+    orphans, outages, past_the_scheduler, placement, preemption, refused, rights, sectors, silent_manager, snapshots,
+    two_at_once, used_disks, why, wipe, without_extender, wrong_disks,
 };
 
 fn main() -> anyhow::Result<()> {
@@ -36,6 +36,8 @@ fn main() -> anyhow::Result<()> {
         rights::CASES,
         wipe::CASES,
         orphans::CASES,
+        snapshots::CASES,
+        last_word::CASES,
         metadata::CASES,
         bad_lvm::CASES,
         device_faults::CASES,

@@ -82,6 +82,10 @@ impl Inner {
                     suspended: Some(false),
                     number: Some((253, minor)),
                     layout: "linear".to_owned(),
+                    roles: vec!["public".to_owned()],
+                    origin: None,
+                    allocation_locked: false,
+                    sync_action: String::new(),
                     partial: false,
                     parts,
                 });
@@ -93,7 +97,9 @@ impl Inner {
                     return Ok(());
                 }
                 let meant = |uuid: &String| *uuid == volume.uuid || others.contains(uuid);
-                let selected = |found: &LogicalVolume| meant(&found.uuid) && is_ours(&found.tags) && !found.partial;
+                let selected = |found: &LogicalVolume| {
+                    meant(&found.uuid) && is_ours(&found.tags) && !found.partial && found.is_alone()
+                };
                 let (selected, mut left): (Vec<_>, Vec<_>) = std::mem::take(&mut group.logical_volumes)
                     .into_iter()
                     .partition(selected);
@@ -281,7 +287,7 @@ impl Inner {
         }
     }
 
-    fn uuid(&mut self) -> String {
+    pub(super) fn uuid(&mut self) -> String {
         self.next += 1;
         format!("Fake00-0000-0000-0000-0000-0000-{:06}", self.next)
     }
@@ -305,7 +311,7 @@ impl Inner {
     }
 
     /// A group in which volumes can be made.
-    fn whole(&mut self, name: &str) -> Result<&mut VolumeGroup, String> {
+    pub(super) fn whole(&mut self, name: &str) -> Result<&mut VolumeGroup, String> {
         let lacks_disks = self.visible().groups_named(name).any(|group| group.partial);
         let group = self.writable(name)?;
         if lacks_disks {
@@ -371,7 +377,7 @@ fn sorted(mut tags: Vec<String>) -> Vec<String> {
     tags
 }
 
-fn position(group: &VolumeGroup, name: &str) -> Result<usize, String> {
+pub(super) fn position(group: &VolumeGroup, name: &str) -> Result<usize, String> {
     group
         .logical_volumes
         .iter()
@@ -385,7 +391,7 @@ fn areas(free: Extents) -> Vec<Extents> {
 }
 
 /// Takes extents, from the first devices that have some.
-fn allocate(group: &mut VolumeGroup, extents: Extents, devices: &[String]) -> Result<Vec<Part>, String> {
+pub(super) fn allocate(group: &mut VolumeGroup, extents: Extents, devices: &[String]) -> Result<Vec<Part>, String> {
     let free = group.allocatable(devices);
     if free < extents {
         return Err(format!("insufficient free space ({free} extents): {extents} required."));
@@ -407,7 +413,7 @@ fn allocate(group: &mut VolumeGroup, extents: Extents, devices: &[String]) -> Re
     Ok(parts)
 }
 
-fn release(group: &mut VolumeGroup, parts: &[Part]) {
+pub(super) fn release(group: &mut VolumeGroup, parts: &[Part]) {
     for part in parts {
         for pv in group
             .physical_volumes
