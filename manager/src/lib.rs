@@ -27,6 +27,7 @@ pub mod provision;
 pub mod ready_tags;
 #[cfg(test)]
 mod reconcile_tests;
+pub mod refusals;
 pub mod retry;
 pub mod returned;
 pub mod run;
@@ -36,6 +37,7 @@ pub mod take_down;
 pub mod telling;
 pub mod uevent;
 pub mod volume_group;
+pub mod waiting;
 pub mod wake;
 pub mod watches;
 pub mod wipe;

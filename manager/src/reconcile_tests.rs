@@ -16,6 +16,7 @@ mod misbehaviour;
 mod orphans;
 mod provisioning;
 mod ready_tags;
+mod refusals;
 mod start;
 mod unknown;
 mod wake;

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::context::{Context, Listing, Probed};
 use crate::lvm::{CreateGroup, LogicalVolume, PhysicalVolume, ReportError, State, VolumeGroup};
+use crate::refusals::RefusedHere;
 use crate::{capacity, disk_faults, node_local_storage, returned, take_down};
 
 /// Below this, in bytes, the metadata area may not hold another volume: about 32 volumes' worth.
@@ -49,6 +50,8 @@ pub struct Groups {
     seen: RwLock<BTreeSet<String>>,
     /// Devices of volumes that were made anew, or are about to be.
     pub renewed: disk_faults::Renewed,
+    /// What LVM refused to make.
+    pub refusals: RefusedHere,
     /// Which volumes were said to be hit by a fault of a disk.
     pub told: disk_faults::Told,
     /// The disks as they were looked at last, and when; one pass at a time.
@@ -449,6 +452,9 @@ pub fn usable(context: &Context, name: &str) -> Result<VolumeGroup, String> {
         .ok_or_else(|| format!("volume group {name} is not known on this node"))?;
     if let Some((_, message)) = &view.plan.blocked {
         return Err(message.clone());
+    }
+    if let Some(unfit) = context.groups.refusals.unfit(name) {
+        return Err(unfit);
     }
     let state = context.inventory.get();
     let group = state
