@@ -6,8 +6,9 @@ use quarry_e2e::sweep::sweep;
 use quarry_e2e::test::{Case, trial};
 use quarry_e2e::{
     bad_claims, bad_disks, bad_lvm, bad_parameters, bad_requests, burst, capacity, certificates, deletion,
-    device_faults, groups, halves, lost_nodes, main_path, metadata, orphans, outages, past_the_scheduler, placement,
-    preemption, rights, sectors, silent_manager, two_at_once, why, wipe, without_extender, wrong_disks,
+    device_faults, groups, halves, immediate, lost_nodes, main_path, metadata, odd_claims, orphans, outages,
+    past_the_scheduler, placement, preemption, refusals, rights, sectors, silent_manager, two_at_once, why, wipe,
+    without_extender, wrong_disks,
 };
 
 fn main() -> anyhow::Result<()> {
@@ -46,6 +47,9 @@ fn main() -> anyhow::Result<()> {
         preemption::CASES,
         certificates::CASES,
         past_the_scheduler::CASES,
+        immediate::CASES,
+        refusals::CASES,
+        odd_claims::CASES,
     ]
     .concat();
     // Those whose names contain one of these words.
