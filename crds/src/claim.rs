@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use thiserror::Error;
 
+use crate::data_source::{DataSource, data_source};
 use crate::extents::Bytes;
 use crate::names::{BETA_STORAGE_CLASS, BETA_STORAGE_PROVISIONER, PROVISIONER, SELECTED_NODE, STORAGE_PROVISIONER};
 use crate::quantity::{self, QuantityError};
@@ -78,6 +79,12 @@ pub enum ClaimError {
         /// Name of the source.
         name: String,
     },
+    /// Only volumes of CSI drivers can carry one, so that the claim could never bind.
+    #[error(
+        "spec.volumeAttributesClassName: \"{0}\" is for volumes of CSI drivers; a volume of {PROVISIONER} has no attributes \
+         that could be changed: make the claim anew without it"
+    )]
+    AttributesClass(String),
     /// Neither Filesystem nor Block.
     #[error("spec.volumeMode: \"{0}\" is unknown; use Filesystem or Block")]
     VolumeMode(String),
@@ -129,6 +136,13 @@ pub fn waits_for_node(claim: &PersistentVolumeClaim) -> bool {
     !is_bound(claim) && selected_node(claim).is_none() && claim.metadata.deletion_timestamp.is_none()
 }
 
+/// The VolumeAttributesClass that a claim asks for.
+#[must_use]
+pub fn attributes_class(claim: &PersistentVolumeClaim) -> Option<&str> {
+    let name = claim.spec.as_ref()?.volume_attributes_class_name.as_deref();
+    name.filter(|name| !name.is_empty())
+}
+
 /// How a claim's volume is used.
 ///
 /// # Errors
@@ -171,17 +185,11 @@ pub fn request(claim: &PersistentVolumeClaim) -> Result<ClaimRequest, ClaimError
         .filter(|uid| !uid.is_empty())
         .ok_or(ClaimError::NoUid)?;
     let spec = claim.spec.clone().unwrap_or_default();
-    if let Some(source) = spec.data_source_ref {
-        return Err(ClaimError::DataSource {
-            kind: source.kind,
-            name: source.name,
-        });
+    if let DataSource::Ours { kind, name } = data_source(claim) {
+        return Err(ClaimError::DataSource { kind, name });
     }
-    if let Some(source) = spec.data_source {
-        return Err(ClaimError::DataSource {
-            kind: source.kind,
-            name: source.name,
-        });
+    if let Some(class) = attributes_class(claim) {
+        return Err(ClaimError::AttributesClass(class.to_owned()));
     }
     if spec.selector.is_some() {
         return Err(ClaimError::Selector);
@@ -242,6 +250,7 @@ mod tests {
             Ok(VolumeMode::Block)
         );
         assert!(request(&with("accessModes", json!(["ReadWriteOncePod"]))).is_ok());
+        assert!(request(&with("volumeAttributesClassName", json!(""))).is_ok(), "none");
     }
 
     #[test]
@@ -277,9 +286,13 @@ mod tests {
             (
                 with(
                     "dataSourceRef",
-                    json!({"kind": "Backup", "name": "monday", "apiGroup": "x.io"}),
+                    json!({"kind": "VolumeSnapshot", "name": "monday", "apiGroup": "snapshot.storage.k8s.io"}),
                 ),
                 ["dataSourceRef", "monday", "remove"],
+            ),
+            (
+                with("volumeAttributesClassName", json!("gold")),
+                ["volumeAttributesClassName", "gold", "without it"],
             ),
             (
                 with("volumeMode", json!("Tape")),

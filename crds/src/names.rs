@@ -49,6 +49,8 @@ pub const DELETE_CLAIM: &str = "delete-claim";
 /// Annotation on claims: the node that a claim waited for when that node was found to be gone. It tells people, and its
 /// coming wakes kube-scheduler once more.
 pub const NODE_GONE_ANNOTATION: &str = "quarry.dev/node-gone";
+/// Annotation on claims: which nodes refused to make its volume for another reason than room, and how often.
+pub const REFUSED_BY_ANNOTATION: &str = "quarry.dev/refused-by";
 /// Annotation that an administrator puts on a NodeLocalStorage: the UUID of a volume group that will not come back.
 pub const LOST_GROUP_ANNOTATION: &str = "quarry.dev/lost-volume-group";
 /// Taint with which kubelet may register its node; the manager takes it off once volumes are active and published.
@@ -62,6 +64,11 @@ pub const VOLUME_GROUP_NAME_MAX: usize = 60;
 pub fn is_volume_provisioner(value: &str) -> bool {
     [VOLUME_PROVISIONER, PROVISIONER].contains(&value)
 }
+
+/// Longest name of a device-mapper device, in bytes (`DM_NAME_LEN` of linux/dm-ioctl.h, less the byte that ends it).
+pub const DEVICE_MAPPER_NAME_MAX: usize = 127;
+/// Bytes that a volume of ours takes of such a name: `-`, and `pvc-<uid>` with each of its five hyphens doubled.
+const VOLUME_IN_DEVICE_MAPPER_NAME: usize = 1 + 40 + 5;
 
 /// The name of the logical volume, and of the PersistentVolume, of a claim.
 #[must_use]
@@ -114,6 +121,15 @@ pub enum VolumeGroupNameError {
     #[error("would collide with /dev/{0}; choose another name with the parameter volumeGroup")]
     Device(String),
 }
+
+/// Why no volume could be made in a volume group of that name, though LVM makes the group.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error(
+    "takes {0} bytes of the device-mapper name of each volume, where each \"-\" counts twice; at most {most} are left beside \
+     the name of the volume: use a shorter name, or one with fewer hyphens",
+    most = DEVICE_MAPPER_NAME_MAX - VOLUME_IN_DEVICE_MAPPER_NAME
+)]
+pub struct DeviceNameTooLong(usize);
 
 /// Names under /dev of every Linux system; a volume group of that name could not have its directory there.
 const DEVICE_NAMES: &[&str] = &[
@@ -182,9 +198,39 @@ pub fn check_volume_group_name(name: &str) -> Result<(), VolumeGroupNameError> {
     Ok(())
 }
 
+/// Checks that device-mapper can name the volumes of claims in a volume group of that name: it knows each as
+/// `<volume group>-<logical volume>`, with every hyphen in either doubled.
+///
+/// # Errors
+/// Says how long the name is, and how long it may be.
+pub fn check_device_names(volume_group: &str) -> Result<(), DeviceNameTooLong> {
+    let bytes = volume_group.len() + volume_group.matches('-').count();
+    if bytes + VOLUME_IN_DEVICE_MAPPER_NAME > DEVICE_MAPPER_NAME_MAX {
+        return Err(DeviceNameTooLong(bytes));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As device-mapper knows a volume.
+    fn device_name(group: &str, volume: &str) -> String {
+        format!("{}-{}", group.replace('-', "--"), volume.replace('-', "--"))
+    }
+
+    #[test]
+    fn a_group_whose_volumes_device_mapper_cannot_name_is_refused() {
+        let volume = volume_name("6f1f4d1c-8f7e-4b55-9d55-0a4a0f6c3c11");
+        for hyphens in 0..=59 {
+            for length in hyphens + 1..=VOLUME_GROUP_NAME_MAX {
+                let group = format!("{}{}", "a".repeat(length - hyphens), "-".repeat(hyphens));
+                let fits = device_name(&group, &volume).len() <= DEVICE_MAPPER_NAME_MAX;
+                assert_eq!(check_device_names(&group).is_ok(), fits, "{group}");
+            }
+        }
+    }
 
     #[test]
     fn names_of_volumes_carry_the_claim() {

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use k8s_openapi::api::storage::v1::StorageClass;
 
 use crate::claim::{self, ClaimRequest, VolumeMode};
+use crate::data_source::{DataSource, data_source};
 use crate::extents::Bytes;
 use crate::storage_class::{self, ClassParameters, FsType};
 
@@ -15,8 +16,13 @@ use crate::storage_class::{self, ClassParameters, FsType};
 pub enum Step {
     /// Nothing: it is another node's, another provisioner's, served, or not asked for yet.
     Nothing,
-    /// It is selected to this node, but its class is not known here (yet): ask again later.
+    /// It is this node's or may be, but its class is not known here (yet): ask again later.
     AwaitClass,
+    /// Another controller makes its volume, and may be told so.
+    Leave {
+        /// Who does, and why.
+        message: String,
+    },
     /// Make its volume here.
     Provision(Box<Provision>),
     /// No scheduler chooses a node for it (binding mode Immediate): a node with room takes it.
@@ -104,11 +110,7 @@ pub fn step(claim: &PersistentVolumeClaim, class: Option<&StorageClass>, node: &
         return Step::Nothing;
     }
     let Some(class) = class else {
-        return if selected.is_some() {
-            Step::AwaitClass
-        } else {
-            Step::Nothing
-        };
+        return Step::AwaitClass;
     };
     // The class may have been made anew with another provisioner since the claim was annotated.
     if !storage_class::is_ours(class) {
@@ -119,6 +121,12 @@ pub fn step(claim: &PersistentVolumeClaim, class: Option<&StorageClass>, node: &
         return Step::Nothing;
     }
     match (check(claim, class), selected) {
+        (Ok(_), _) if let DataSource::Elsewhere { group, kind, name } = data_source(claim) => Step::Leave {
+            message: format!(
+                "Assuming an external populator will provision the volume: spec.dataSourceRef names {kind} \"{name}\" of \
+                 {group}, which is left to the controller of that kind"
+            ),
+        },
         (Ok(provision), Some(_)) => Step::Provision(Box::new(provision)),
         (Ok(provision), None) => Step::Take(Box::new(provision)),
         (Err((reason, message)), _) => Step::Refuse { reason, message },
@@ -198,6 +206,28 @@ mod tests {
         foreign.provisioner = "else".into();
         assert_eq!(step(&claim(Some("w1"), "1Gi"), Some(&foreign), "w1"), Step::Nothing);
         assert_eq!(step(&claim(Some("w1"), "1Gi"), None, "w1"), Step::AwaitClass);
+        assert_eq!(
+            step(&claim(None, "1Gi"), None, "w1"),
+            Step::AwaitClass,
+            "the class was there, or nobody would have asked us: our watch lags"
+        );
+    }
+
+    #[test]
+    fn what_another_controller_fills_is_left_to_it() {
+        for (mode, selected) in [
+            ("WaitForFirstConsumer", Some("w1")),
+            ("Immediate", None),
+            ("Immediate", Some("w1")),
+        ] {
+            let mut filled = claim(selected, "1Gi");
+            let source = json!({"apiGroup": "backup.io", "kind": "Backup", "name": "monday"});
+            filled.spec.as_mut().expect("a spec").data_source_ref = serde_json::from_value(source).ok();
+            match step(&filled, Some(&class(mode)), "w1") {
+                Step::Leave { message } => assert!(message.contains("Backup \"monday\" of backup.io"), "{message}"),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     #[test]

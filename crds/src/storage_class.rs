@@ -12,7 +12,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use crate::labels;
-use crate::names::{PROVISIONER, check_volume_group_name};
+use crate::names::{PROVISIONER, check_device_names, check_volume_group_name};
 use crate::tags::Wipe;
 
 /// The checked parameters of a class.
@@ -266,7 +266,9 @@ impl ClassParameters {
         }
         let nodes = reader.nodes();
         let volume_group = given.get("volumeGroup").map_or(name, String::as_str).to_owned();
-        if let Err(error) = check_volume_group_name(&volume_group) {
+        let checked = check_volume_group_name(&volume_group).map_err(|error| error.to_string());
+        let checked = checked.and_then(|()| check_device_names(&volume_group).map_err(|error| error.to_string()));
+        if let Err(error) = checked {
             let origin = if given.contains_key("volumeGroup") {
                 ""
             } else {

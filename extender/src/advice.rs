@@ -95,6 +95,8 @@ pub fn advice(classes: &[Arc<StorageClass>], nodes: &[Arc<NodeMeta>], index: &In
                 .and_then(|largest| too_large(claim, name, *largest))
                 .map(|saying| (saying, GRACE)),
         };
+        // What cannot be made may be there already.
+        let wrong = wrong.filter(|_| !index.is_served_by_existing(key, claim));
         said.extend(wrong.map(|(saying, grace)| Advice {
             regarding: reference(key, claim),
             saying,

@@ -7,11 +7,12 @@
 //! withdrawn before we answered. (A watch that lags by more than a failed provisioning and the second that the scheduler
 //! lets pass after it would mislead us; the manager's own check is there for that.)
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use quarry_crds::extents::{Bytes, ExtentSize, Extents};
 
+use crate::attempts::{Allowance, Attempts};
 use crate::board::Board;
 use crate::index::{Index, Slot};
 use crate::node::Besides;
@@ -55,13 +56,20 @@ impl Nodes {
 struct Record {
     claims: Vec<Pending>,
     nodes: Nodes,
+    /// Volumes that are there already and that it may be bound to.
+    volumes: Vec<Box<str>>,
     at: Instant,
 }
+
+/// How often what is known of attempts is looked through.
+const SWEPT_EVERY: Duration = Duration::from_secs(10);
 
 /// The pods that were answered and whose node is not known yet.
 #[derive(Debug, Default)]
 pub struct Answered {
     pods: HashMap<String, Record>,
+    attempts: Attempts,
+    swept: Option<Instant>,
 }
 
 /// The claims of one such pod that the index shows on no node, and where they may be.
@@ -94,7 +102,7 @@ impl Pending {
     /// The claim, while it is still to get its volume.
     fn awaited<'a>(&self, index: &'a Index) -> Option<&'a Claim> {
         let claim = index.claim(&self.key)?;
-        let same = *claim.uid == *self.uid && claim.binding == Binding::Unbound;
+        let same = *claim.uid == *self.uid && claim.binding == Binding::Unbound && !claim.deleting;
         (same && index.volume_of(&self.uid).is_none()).then_some(claim)
     }
 }
@@ -102,8 +110,55 @@ impl Pending {
 impl Answered {
     /// Remembers that a pod was answered these nodes.
     pub fn remember(&mut self, pod: &str, claims: Vec<Pending>, nodes: Nodes, now: Instant) {
-        let record = Record { claims, nodes, at: now };
+        let record = Record {
+            claims,
+            nodes,
+            volumes: Vec::new(),
+            at: now,
+        };
         self.pods.insert(pod.to_owned(), record);
+    }
+
+    /// Remembers that a pod may be bound to these volumes.
+    pub fn promise(&mut self, pod: &str, volumes: Vec<Box<str>>) {
+        if let Some(record) = self.pods.get_mut(pod) {
+            record.volumes = volumes;
+        }
+    }
+
+    /// The volumes that other pods may be bound to.
+    #[must_use]
+    pub fn promised(&self, pod: &str) -> HashSet<&str> {
+        let others = self.pods.iter().filter(|(name, _)| *name != pod);
+        others
+            .flat_map(|(_, record)| &record.volumes)
+            .map(|name| &**name)
+            .collect()
+    }
+
+    /// What a pod with these claims may be offered, by how often it was offered nodes in vain.
+    #[must_use]
+    pub fn allowance(&self, claims: &[Pending], now: Instant, forgiven: Duration) -> Allowance {
+        self.attempts.allowance(claims, now, forgiven)
+    }
+
+    /// A pod is offered nodes for these claims, once more.
+    pub fn tried(&mut self, index: &Index, claims: &[Pending], now: Instant, forgiven: Duration) {
+        if self.swept.is_none_or(|swept| now.duration_since(swept) >= SWEPT_EVERY) {
+            self.swept = Some(now);
+            let waits = |claim: &Claim| claim.binding == Binding::Unbound && claim.selected.is_none();
+            if !self.attempts.is_empty() {
+                let waiting: HashSet<&str> = index
+                    .claims()
+                    .filter(|(_, claim)| waits(claim))
+                    .map(|(_, claim)| &*claim.uid)
+                    .collect();
+                self.attempts.retain(now, forgiven, |uid| waiting.contains(uid));
+            }
+        }
+        for claim in claims.iter().filter(|claim| claim.is_open(index)) {
+            self.attempts.note(&claim.uid, now, forgiven);
+        }
     }
 
     /// Forgets a pod: its attempt is over, or another one begins.
@@ -125,9 +180,20 @@ impl Answered {
 
     /// Forgets the pods whose claims all have volumes or are gone, or that were answered too long ago.
     pub fn prune(&mut self, index: &Index, now: Instant, remembered: Duration) {
+        let attempts = &mut self.attempts;
         self.pods.retain(|_, record| {
-            now.duration_since(record.at) < remembered
-                && record.claims.iter().any(|claim| claim.awaited(index).is_some())
+            let mut awaited = false;
+            for claim in &record.claims {
+                match claim.awaited(index) {
+                    Some(seen) if seen.selected.is_some() => {
+                        attempts.forget(&claim.uid);
+                        awaited = true;
+                    }
+                    Some(_) => awaited = true,
+                    None => {}
+                }
+            }
+            awaited && now.duration_since(record.at) < remembered
         });
     }
 

@@ -175,6 +175,7 @@ impl Args {
             settle: Duration::from_millis(self.settle_wait_ms),
             crowd: Duration::from_millis(self.crowd_wait_ms),
             remembered: Duration::from_millis(self.remember_ms),
+            ..Patience::default()
         }
     }
 }

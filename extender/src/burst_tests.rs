@@ -123,6 +123,7 @@ impl Model {
             now: Instant::now(),
             patience: Patience {
                 remembered: Duration::from_secs(60),
+                forgiven: Duration::from_secs(60),
                 ..Default::default()
             },
             pods,

@@ -1,6 +1,7 @@
 //! The decision: which of the candidates can hold a pod's claims. No I/O and no clock of its own.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use quarry_crds::extents::Bytes;
@@ -11,6 +12,7 @@ use quarry_crds::storage_class::Scoring;
 use crate::answered::{Answered, Crowd, Nodes, Pending};
 use crate::api::{Pod, PodClaim};
 use crate::board::{Board, Cell};
+use crate::existing::{Existing, Left, Open};
 use crate::index::{Index, Slot, claim_key};
 use crate::node::Besides;
 use crate::objects::{Binding, Claim, Class};
@@ -28,6 +30,8 @@ pub struct Patience {
     /// How long a pod is remembered whose node never shows. In a burst the scheduler's own limit of requests to the API
     /// server can delay its choice by seconds.
     pub remembered: Duration,
+    /// How long it is held against a pod that it was offered nodes in vain.
+    pub forgiven: Duration,
 }
 
 impl Default for Patience {
@@ -37,6 +41,7 @@ impl Default for Patience {
             settle: Duration::from_millis(50),
             crowd: Duration::from_secs(1),
             remembered: Duration::from_secs(10),
+            forgiven: Duration::from_secs(600),
         }
     }
 }
@@ -75,6 +80,10 @@ pub enum Cause {
     /// extender is ignorable would place the pod without us; a refused pod is looked at again as soon as a claim or
     /// volume of the others changes.)
     Crowded,
+    /// It refused one of the claims before, for another reason than room, and is left alone for a while.
+    Refused,
+    /// The pod was offered nodes again and again, and none was selected for its claims: others come first.
+    Repeated,
 }
 
 /// What is said of a pod.
@@ -117,11 +126,15 @@ pub enum Verdict {
 
 /// What a pod asks of a node.
 #[derive(Debug, Default)]
-struct Needs {
+struct Needs<'a> {
     pending: Vec<Pending>,
     asks: Vec<Ask>,
     scorings: Vec<Scoring>,
     pinned: Option<Box<str>>,
+    /// Its claims without a volume and a node, where any volume is there that may serve one.
+    open: Vec<Open<'a>>,
+    /// Nodes that refused one of its claims, and until when they are left alone.
+    left_alone: Vec<(&'a str, Instant)>,
 }
 
 /// Why what a pod asks is not known.
@@ -147,20 +160,29 @@ pub fn filter(
             return Verdict::Wait(Doubt::Unseen, patience.unseen - waited);
         }
         Err(Unclear::Doubt(doubt, text)) => Answer::Error(doubt, text),
-        Err(Unclear::Refuse(cause, text)) => Answer::Some {
-            passed: Vec::new(),
-            refused: (0..candidates.len()).map(|at| (at, 0)).collect(),
-            reasons: vec![Reason {
-                cause,
-                subject: (0, 0),
-                text: text.into(),
-            }],
-        },
-        Ok(needs) if needs.asks.is_empty() && needs.pinned.is_none() => Answer::All,
-        Ok(needs) => {
+        Err(Unclear::Refuse(cause, text)) => refuse_all(candidates.len(), cause, text),
+        Ok(needs) if needs.asks.is_empty() && needs.pinned.is_none() && needs.open.is_empty() => Answer::All,
+        Ok(mut needs) => {
             answered.prune(index, now, patience.remembered);
+            needs.left_alone.retain(|(_, until)| *until > now);
+            let allowance = answered.allowance(&needs.pending, now, patience.forgiven);
+            if needs.pinned.is_none() && allowance.not_before.is_some_and(|until| now < until) {
+                // Its last attempt counts until it is forgotten: a part of its claims may have a node, which is not seen yet.
+                let mut view = View::default();
+                view.keep(0, index, candidates, (0..candidates.len()).collect());
+                return Verdict::Answer(view.answer());
+            }
+            let promised = answered.promised(&name);
+            let existing = Existing::of(index, &needs.open, &promised);
+            if existing.is_none()
+                && let Some(text) = needs.open.iter().find_map(|open| open.ask.clone().err())
+            {
+                // The volume that could serve it is promised to another pod.
+                answered.forget(&name);
+                return Verdict::Answer(refuse_all(candidates.len(), Cause::InvalidClaim, text));
+            }
             let crowd = answered.crowd(index, &name, &needs.pending, patience.remembered);
-            let view = view(index, &needs, candidates, &crowd);
+            let mut view = view(index, &needs, candidates, &crowd, existing.as_ref());
             let limit = if view.passed.is_empty() {
                 patience.crowd
             } else {
@@ -173,17 +195,33 @@ pub fn filter(
             }
             answered.forget(&name);
             if !view.passed.is_empty() && !needs.pending.is_empty() {
-                answered.remember(&name, needs.pending, view.nodes, now);
+                if view.passed.len() > allowance.nodes {
+                    let passed = std::mem::take(&mut view.passed);
+                    view.keep(allowance.nodes, index, candidates, passed);
+                }
+                answered.tried(index, &needs.pending, now, patience.forgiven);
+                answered.remember(&name, needs.pending, std::mem::take(&mut view.nodes), now);
+                if !view.volumes.is_empty() {
+                    answered.promise(&name, std::mem::take(&mut view.volumes));
+                }
             }
-            return Verdict::Answer(Answer::Some {
-                passed: view.passed,
-                refused: view.refused,
-                reasons: view.reasons,
-            });
+            return Verdict::Answer(view.answer());
         }
     };
     answered.forget(&name);
     Verdict::Answer(verdict)
+}
+
+fn refuse_all(candidates: usize, cause: Cause, text: String) -> Answer {
+    Answer::Some {
+        passed: Vec::new(),
+        refused: (0..candidates).map(|at| (at, 0)).collect(),
+        reasons: vec![Reason {
+            cause,
+            subject: (0, 0),
+            text: text.into(),
+        }],
+    }
 }
 
 /// What a pod's claims without a volume ask of a node; none where it cannot be said, or nothing is asked.
@@ -203,6 +241,13 @@ pub fn prioritize(index: &Index, pod: &Pod<'_>, candidates: &[impl AsRef<str>]) 
     if needs.asks.is_empty() {
         return Vec::new();
     }
+    let nobody = HashSet::new();
+    let existing = Existing::of(index, &needs.open, &nobody);
+    // Where volumes that are there already serve all of them, nothing is taken of any group.
+    let served = |node: &str| match existing.as_ref().map(|existing| existing.left(node)) {
+        Some(Left::Some(left, _)) => left.is_empty(),
+        _ => false,
+    };
     let none = Besides::default();
     let count = i64::try_from(needs.scorings.len()).unwrap_or(1).max(1);
     let score = |fit: Fit| -> i64 {
@@ -218,11 +263,16 @@ pub fn prioritize(index: &Index, pod: &Pod<'_>, candidates: &[impl AsRef<str>]) 
     candidates
         .iter()
         .map(|name| {
+            if existing.is_some() && served(name.as_ref()) {
+                return placement::MAX_SCORE;
+            }
             let slot = index.slot(name.as_ref());
             fits(&needs.asks, &boards, slot, |cell| cell.standing(&none)).map_or(0, score)
         })
         .collect()
 }
+
+const CROWDED: &str = "node(s) had local storage that pods scheduled just before may take";
 
 /// What the candidates are for a pod.
 #[derive(Default)]
@@ -233,9 +283,57 @@ struct View {
     reasons: Vec<Reason>,
     /// Whether any has room unless pods answered just before are on it.
     crowded: bool,
+    /// Volumes that are there already and that the pod may be bound to on those that can hold it.
+    volumes: Vec<Box<str>>,
 }
 
 impl View {
+    /// Of the candidates that passed keeps so many, and leaves the others to other pods.
+    fn keep(&mut self, most: usize, index: &Index, candidates: &[impl AsRef<str>], mut passed: Vec<usize>) {
+        const TEXT: &str = "node(s) were left to other pods: this one was offered nodes several times, and none was \
+                            selected for its claims";
+        for at in passed.drain(most.min(passed.len())..) {
+            self.refuse(at, Cause::Repeated, (0, 0), || TEXT.into());
+        }
+        self.nodes = Nodes::default();
+        let kept = passed.iter().filter_map(|at| index.slot(candidates[*at].as_ref()));
+        kept.for_each(|slot| self.nodes.insert(slot));
+        self.passed = passed;
+    }
+
+    /// Decides on a candidate where volumes that are there already serve a part of the claims.
+    fn beside_existing(
+        &mut self,
+        at: usize,
+        needs: &Needs<'_>,
+        left: &[usize],
+        boards: &[&Board],
+        slot: Option<Slot>,
+        crowd: &Crowd<'_>,
+    ) {
+        let asks: Vec<Ask> = left.iter().map(|ask| needs.asks[*ask].clone()).collect();
+        let boards: Vec<&Board> = left.iter().map(|ask| boards[*ask]).collect();
+        let besides = slot.map(|slot| crowd.on(slot)).unwrap_or_default();
+        if let Err(refusal) = fits(&asks, &boards, slot, |cell| cell.standing(&Besides::default())) {
+            let ((of, number), name) = subject(refusal, slot, &asks, &boards);
+            self.refuse(at, cause(refusal), (left[of], number), || refusal.text(name).into());
+        } else if fits(&asks, &boards, slot, |cell| cell.standing(&besides)).is_err() {
+            self.crowded = true;
+            self.refuse(at, Cause::Crowded, (0, 0), || CROWDED.into());
+        } else {
+            self.passed.push(at);
+            slot.into_iter().for_each(|slot| self.nodes.insert(slot));
+        }
+    }
+
+    fn answer(self) -> Answer {
+        Answer::Some {
+            passed: self.passed,
+            refused: self.refused,
+            reasons: self.reasons,
+        }
+    }
+
     /// Refuses a candidate. The text of a reason is made once, however many nodes it is for.
     fn refuse(&mut self, at: usize, cause: Cause, subject: (usize, u32), text: impl FnOnce() -> Cow<'static, str>) {
         let known = |reason: &Reason| reason.cause == cause && reason.subject == subject;
@@ -262,7 +360,13 @@ fn fits(asks: &[Ask], boards: &[&Board], slot: Option<Slot>, taken: impl Fn(Cell
     placement::fits(asks, standing)
 }
 
-fn view(index: &Index, needs: &Needs, candidates: &[impl AsRef<str>], crowd: &Crowd<'_>) -> View {
+fn view(
+    index: &Index,
+    needs: &Needs<'_>,
+    candidates: &[impl AsRef<str>],
+    crowd: &Crowd<'_>,
+    existing: Option<&Existing<'_>>,
+) -> View {
     let mut view = View {
         passed: Vec::with_capacity(candidates.len()),
         ..View::default()
@@ -274,7 +378,29 @@ fn view(index: &Index, needs: &Needs, candidates: &[impl AsRef<str>], crowd: &Cr
             view.refuse(at, Cause::OtherNode, (0, 0), text);
             continue;
         }
+        if needs.left_alone.iter().any(|(node, _)| *node == name.as_ref()) {
+            let text =
+                || "node(s) had refused a volume for the pod before, see the events of its claims; tried again later";
+            view.refuse(at, Cause::Refused, (0, 0), || text().into());
+            continue;
+        }
         let slot = index.slot(name.as_ref());
+        if let Some(existing) = existing {
+            match existing.left(name.as_ref()) {
+                Left::All => {}
+                Left::Unserved(problem) => {
+                    view.refuse(at, Cause::InvalidClaim, (0, 0), || problem.to_owned().into());
+                    continue;
+                }
+                Left::Some(left, volumes) => {
+                    view.beside_existing(at, needs, &left, &boards, slot, crowd);
+                    if view.passed.last() == Some(&at) {
+                        view.volumes.extend(volumes.into_iter().map(Box::from));
+                    }
+                    continue;
+                }
+            }
+        }
         // Where there is room beside all who may be anywhere, which is asked first, nobody has to be counted one by one.
         let beside_all = |cell: Cell| cell.standing_less(|extent_size| crowd.at_most(extent_size));
         if crowd.is_empty() || fits(&needs.asks, &boards, slot, beside_all).is_err() {
@@ -286,9 +412,8 @@ fn view(index: &Index, needs: &Needs, candidates: &[impl AsRef<str>], crowd: &Cr
             let besides = slot.filter(|_| !crowd.is_empty()).map(|slot| crowd.on(slot));
             if besides.is_some_and(|besides| fits(&needs.asks, &boards, slot, |cell| cell.standing(&besides)).is_err())
             {
-                let text = || "node(s) had local storage that pods scheduled just before may take".into();
                 view.crowded = true;
-                view.refuse(at, Cause::Crowded, (0, 0), text);
+                view.refuse(at, Cause::Crowded, (0, 0), || CROWDED.into());
                 continue;
             }
         }
@@ -326,7 +451,7 @@ const fn cause(refusal: Refusal) -> Cause {
 }
 
 /// What a pod's claims ask for. A claim of another provisioner never matters; of ours only those without a volume do.
-fn needs(index: &Index, pod: &Pod<'_>, candidates: &[impl AsRef<str>]) -> Result<Needs, Unclear> {
+fn needs<'a>(index: &'a Index, pod: &Pod<'_>, candidates: &[impl AsRef<str>]) -> Result<Needs<'a>, Unclear> {
     if !index.is_filled() {
         let missing: Vec<_> = index.missing().into_iter().map(|kind| kind.as_str()).collect();
         let text = format!("not ready, caches are being filled: {}", missing.join(", "));
@@ -346,9 +471,16 @@ fn needs(index: &Index, pod: &Pod<'_>, candidates: &[impl AsRef<str>]) -> Result
                 let text = format!("StorageClass {class} is invalid: {problem}");
                 return Err(Unclear::Refuse(Cause::InvalidClass, text));
             }
-            Stand::InvalidClaim { problem, .. } => {
+            Stand::InvalidClaim { claim, problem } => {
                 let text = format!("PersistentVolumeClaim {}: {problem}", wanted.name);
-                return Err(Unclear::Refuse(Cause::InvalidClaim, text));
+                if !index.is_served_by_existing(&key, claim) {
+                    return Err(Unclear::Refuse(Cause::InvalidClaim, text));
+                }
+                // No new volume is made for it: it takes nothing, but the volume that it may be bound to.
+                let class = claim.class.as_deref().unwrap_or_default();
+                needs.pending.push(pending(key.clone(), claim, class, Bytes::ZERO));
+                let ask = Err(text);
+                needs.open.push(Open { key, claim, class, ask });
             }
             Stand::Selected { node, .. } if candidates.iter().any(|candidate| candidate.as_ref() != node) => {
                 // The scheduler offers other nodes only if it knows the selection to be withdrawn.
@@ -370,6 +502,11 @@ fn needs(index: &Index, pod: &Pod<'_>, candidates: &[impl AsRef<str>]) -> Result
                 if !needs.scorings.contains(&scoring) {
                     needs.scorings.push(scoring);
                 }
+                needs.left_alone.extend(index.left_alone(&key));
+                if index.has_available() {
+                    let (key, ask) = (key.clone(), Ok(needs.asks.len()));
+                    needs.open.push(Open { key, claim, class, ask });
+                }
                 needs.asks.push(Ask {
                     claim_uid: claim.uid.to_string(),
                     class: class.to_owned(),
@@ -383,7 +520,7 @@ fn needs(index: &Index, pod: &Pod<'_>, candidates: &[impl AsRef<str>]) -> Result
 }
 
 /// Where one claim of a pod stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Stand<'a> {
     /// It, or its class, is not known in the state that the scheduler knows: what it has or is.
     Unseen(&'static str),

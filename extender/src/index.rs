@@ -4,14 +4,19 @@
 //! node has is reckoned anew from its own objects whenever one of them changes. A class may come after its claims, a
 //! NodeLocalStorage after both, a volume before or after its claim is bound.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::Instant;
 
 use foldhash::fast::RandomState;
+use quarry_crds::data_source::claim_uid_of_prime;
+use quarry_crds::existing::Available;
 use quarry_crds::names::volume_name;
+use quarry_crds::refusals::pause;
 
 use crate::board::{Board, NOWHERE};
+use crate::existing::seeking;
 use crate::node::{Node, OnTheWay};
-use crate::objects::{Claim, Class, Storage, Volume};
+use crate::objects::{AnyVolume, Binding, Claim, Class, Storage, Volume};
 
 /// A node in the index. A slot is used again once nothing is left of the node that had it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -59,6 +64,14 @@ pub trait Entry: Sized {
     fn keys(index: &Index) -> Vec<Box<str>>;
 }
 
+/// A node that refused a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct LeftAlone {
+    node: Box<str>,
+    count: u32,
+    until: Instant,
+}
+
 /// What is known of the cluster.
 #[derive(Debug, Default)]
 pub struct Index {
@@ -76,6 +89,16 @@ pub struct Index {
     spare: Vec<Slot>,
     /// Nodes whose manager is silent.
     silent: BTreeSet<String>,
+    /// Volumes that are bound to no claim and may be, whoever made them: by class and name.
+    available: BTreeMap<Box<str>, BTreeMap<Box<str>, Available>>,
+    /// The class of each of them.
+    available_of: HashMap<Box<str>, Box<str>>,
+    /// Keys of the claims that another controller fills, by UID.
+    filled_elsewhere: HashMap<Box<str>, Box<str>>,
+    /// Of such claims, by UID: for which a claim of that controller takes the space.
+    stood_for: HashSet<Box<str>>,
+    /// The nodes that refused a claim, by its key: how often, and until when they are left alone.
+    left_alone: HashMap<Box<str>, Vec<LeftAlone>>,
     /// Nodes to be reckoned anew.
     touched: HashSet<Slot>,
     filled: HashSet<Kind>,
@@ -199,6 +222,113 @@ impl Index {
         }
     }
 
+    /// Whether any volume may be bound to a claim that looks for one.
+    #[must_use]
+    pub fn has_available(&self) -> bool {
+        !self.available.is_empty()
+    }
+
+    /// The volumes of a class that may be bound to a claim, with their names.
+    pub fn available(&self, class: &str) -> impl Iterator<Item = (&str, &Available)> {
+        let of_class = self.available.get(class).into_iter().flatten();
+        of_class.map(|(name, volume)| (&**name, volume))
+    }
+
+    /// Puts a volume among those that may be bound to a claim, or takes it away. Says whether that changed anything.
+    fn put_available(&mut self, name: &str, volume: Option<Available>) -> bool {
+        let class = self.available_of.get(name).cloned();
+        let before = class.as_ref().and_then(|class| self.available.get(class)?.get(name));
+        if before == volume.as_ref() {
+            return false;
+        }
+        if let Some(class) = class {
+            self.available_of.remove(name);
+            if let Some(of_class) = self.available.get_mut(&class) {
+                of_class.remove(name);
+            }
+            self.available.retain(|_, of_class| !of_class.is_empty());
+        }
+        if let Some(volume) = volume {
+            self.available_of.insert(name.into(), volume.class.clone());
+            let of_class = self.available.entry(volume.class.clone()).or_default();
+            of_class.insert(name.into(), volume);
+        }
+        true
+    }
+
+    /// Whether a volume that is there already would serve a claim on some node.
+    #[must_use]
+    pub fn is_served_by_existing(&self, key: &str, claim: &Claim) -> bool {
+        let class = claim.class.as_deref().unwrap_or_default();
+        seeking(key, claim, class).is_some_and(|seeker| self.available(class).any(|(_, volume)| volume.suits(&seeker)))
+    }
+
+    /// The nodes that are left alone by a claim, and until when, because they refused it.
+    pub fn left_alone(&self, key: &str) -> impl Iterator<Item = (&str, Instant)> {
+        let of_claim = self.left_alone.get(key).into_iter().flatten();
+        of_claim.map(|one| (&*one.node, one.until))
+    }
+
+    /// Takes in the refusals of a claim. Clocks of nodes are not compared: the time runs from when a refusal was seen.
+    fn refused(&mut self, key: &str, claim: Option<&Claim>) {
+        let Some(refusals) = claim.and_then(|claim| claim.refusals.as_deref()) else {
+            self.left_alone.remove(key);
+            return;
+        };
+        let before = self.left_alone.remove(key).unwrap_or_default();
+        let now = Instant::now();
+        let of_node = |(node, count): (&str, u32)| {
+            let seen = before.iter().find(|seen| *seen.node == *node && seen.count == count);
+            LeftAlone {
+                node: node.into(),
+                count,
+                until: seen.map_or_else(|| now + pause(count), |seen| seen.until),
+            }
+        };
+        self.left_alone
+            .insert(key.into(), refusals.iter().map(of_node).collect());
+    }
+
+    /// Counts a claim where it is on its way to, or no longer where it was.
+    fn count_on_its_way(&mut self, key: &str) {
+        let Some(claim) = self.claims.get(key) else {
+            return;
+        };
+        let (Some(node), Some(class), Ok(wanted)) = (claim.on_its_way_to(), &claim.class, &claim.request) else {
+            return;
+        };
+        let node: Box<str> = node.into();
+        // The claim by which another controller fills it takes the space, once that has a node.
+        let counts = !(claim.filled_elsewhere && self.stood_for.contains(&claim.uid));
+        let on_the_way = OnTheWay {
+            claim_uid: claim.uid.clone(),
+            class: class.clone(),
+            size: wanted.size,
+        };
+        let node = self.touch(&node).1;
+        if counts {
+            node.on_the_way.insert(key.into(), on_the_way);
+        } else {
+            node.on_the_way.remove(key);
+        }
+    }
+
+    /// Whether a claim takes the space of one that it helps to fill, from now on.
+    fn stands_for(&mut self, key: &str, claim: Option<&Claim>) {
+        let Some(filled) = claim_uid_of_prime(claim_name(key).1) else {
+            return;
+        };
+        let takes = claim.is_some_and(|claim| claim.binding == Binding::Ours || claim.on_its_way_to().is_some());
+        let changed = if takes {
+            self.stood_for.insert(filled.into())
+        } else {
+            self.stood_for.remove(filled)
+        };
+        if changed && let Some(key) = self.filled_elsewhere.get(filled).cloned() {
+            self.count_on_its_way(&key);
+        }
+    }
+
     /// A node to be changed.
     fn touch(&mut self, name: &str) -> (Slot, &mut Node) {
         let slot = match self.slots.get(name) {
@@ -290,22 +420,26 @@ impl Entry for Claim {
         if before == entry.as_ref() {
             return false;
         }
+        let filled = before
+            .filter(|claim| claim.filled_elsewhere)
+            .map(|claim| claim.uid.clone());
         if let Some(node) = before.and_then(Claim::on_its_way_to).map(Box::<str>::from) {
             index.touch(&node).1.on_the_way.remove(key);
         }
+        if let Some(uid) = filled {
+            index.filled_elsewhere.remove(&uid);
+        }
+        index.refused(key, entry.as_ref());
+        index.stands_for(key, entry.as_ref());
         let Some(claim) = entry else {
             index.claims.remove(key);
             return true;
         };
-        if let (Some(node), Some(class), Ok(wanted)) = (claim.on_its_way_to(), &claim.class, &claim.request) {
-            let on_the_way = OnTheWay {
-                claim_uid: claim.uid.clone(),
-                class: class.clone(),
-                size: wanted.size,
-            };
-            index.touch(node).1.on_the_way.insert(key.into(), on_the_way);
+        if claim.filled_elsewhere {
+            index.filled_elsewhere.insert(claim.uid.clone(), key.into());
         }
         index.claims.insert(key.into(), claim);
+        index.count_on_its_way(key);
         true
     }
 
@@ -336,6 +470,21 @@ impl Entry for Volume {
 
     fn keys(index: &Index) -> Vec<Box<str>> {
         index.volumes.keys().cloned().collect()
+    }
+}
+
+impl Entry for AnyVolume {
+    const KIND: Kind = Kind::Volumes;
+
+    fn put(index: &mut Index, key: &str, entry: Option<Self>) -> bool {
+        let (ours, available) = entry.map_or((None, None), |entry| (entry.ours, entry.available));
+        let changed = Volume::put(index, key, ours);
+        index.put_available(key, available) || changed
+    }
+
+    fn keys(index: &Index) -> Vec<Box<str>> {
+        let known: BTreeSet<&Box<str>> = index.volumes.keys().chain(index.available_of.keys()).collect();
+        known.into_iter().cloned().collect()
     }
 }
 

@@ -13,10 +13,12 @@ pub mod answer;
 pub mod answered;
 pub mod api;
 pub mod args;
+pub mod attempts;
 pub mod board;
 pub mod calls;
 pub mod cleanup;
 pub mod decide;
+pub mod existing;
 pub mod exposure;
 pub mod handlers;
 pub mod index;
@@ -33,5 +35,9 @@ pub mod watch;
 
 #[cfg(test)]
 mod burst_tests;
+#[cfg(test)]
+mod claims_tests;
+#[cfg(test)]
+mod starvation_tests;
 #[cfg(test)]
 mod testing;

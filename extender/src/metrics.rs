@@ -143,6 +143,8 @@ impl Cause {
             Self::MetadataFull => "metadata_full",
             Self::NoRoom => "no_room",
             Self::Crowded => "crowded",
+            Self::Refused => "refused",
+            Self::Repeated => "repeated",
         }
     }
 }

@@ -4,11 +4,14 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use quarry_crds::claim::{self, VolumeMode};
 use quarry_crds::conditions::shorten;
+use quarry_crds::data_source::is_filled_elsewhere;
+use quarry_crds::existing::{Available, Wish};
 use quarry_crds::extents::Bytes;
 use quarry_crds::lost_nodes;
 use quarry_crds::names::volume_name;
 use quarry_crds::node_local_storage::{GroupFigures, NodeLocalStorage};
 use quarry_crds::persistent_volume::{self, Disposal};
+use quarry_crds::refusals::Refusals;
 use quarry_crds::storage_class::{ClassParameters, FsType, Scoring, is_ours};
 
 use crate::index::claim_key;
@@ -33,7 +36,7 @@ pub enum Class {
 }
 
 /// A PersistentVolumeClaim.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Claim {
     /// Its UID.
     pub uid: Box<str>,
@@ -45,6 +48,12 @@ pub struct Claim {
     pub selected: Option<Box<str>>,
     /// What it asks for, or what is wrong with it.
     pub request: Result<Wanted, Box<str>>,
+    /// What it asks of a volume that is there already, while it has none.
+    pub wish: Option<Box<Wish>>,
+    /// The nodes that refused it, while it has no volume.
+    pub refusals: Option<Box<Refusals>>,
+    /// Whether another controller fills it, and binds a volume to it.
+    pub filled_elsewhere: bool,
     /// UID of the object that controls it: the pod, for a generic ephemeral volume.
     pub owner: Option<Box<str>>,
     /// Whether it is being deleted.
@@ -140,6 +149,8 @@ impl Claim {
         };
         let request = claim::request(claim);
         let owners = claim.metadata.owner_references.iter().flatten();
+        let unbound = binding == Binding::Unbound;
+        let refusals = unbound.then(|| Refusals::of(claim));
         Self {
             uid: uid.into(),
             class: claim::class_name(claim).map(Into::into),
@@ -151,6 +162,9 @@ impl Claim {
                     mode: request.volume_mode,
                 })
                 .map_err(|error| shorten(&error.to_string(), REASON_MAX).into()),
+            wish: unbound.then(|| Wish::of(claim)).flatten().map(Box::new),
+            refusals: refusals.filter(|refusals| !refusals.is_empty()).map(Box::new),
+            filled_elsewhere: is_filled_elsewhere(claim),
             owner: owners
                 .filter(|owner| owner.controller == Some(true))
                 .map(|owner| owner.uid.as_str().into())
@@ -164,6 +178,8 @@ impl Claim {
     #[must_use]
     pub fn on_its_way_to(&self) -> Option<&str> {
         match self.binding {
+            // No volume is made for one that is being deleted, however long a finalizer holds it.
+            Binding::Unbound if self.deleting => None,
             Binding::Unbound | Binding::Ours => self.selected.as_deref(),
             Binding::Other => None,
         }
@@ -188,6 +204,24 @@ impl Volume {
                 .into(),
             disposal: persistent_volume::disposal(volume),
         })
+    }
+}
+
+/// A PersistentVolume, as far as it concerns us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnyVolume {
+    /// What it is as a volume of ours.
+    pub ours: Option<Volume>,
+    /// What it is as a volume, whoever made it, that may be bound to a claim.
+    pub available: Option<Available>,
+}
+
+impl AnyVolume {
+    /// Reads a volume; `None` for one that does not concern us.
+    #[must_use]
+    pub fn read(volume: &PersistentVolume) -> Option<Self> {
+        let (ours, available) = (Volume::read(volume), Available::read(volume));
+        (ours.is_some() || available.is_some()).then_some(Self { ours, available })
     }
 }
 

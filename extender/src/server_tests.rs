@@ -342,7 +342,7 @@ proptest! {
         ],
         path in prop::sample::select(vec!["/filter", "/prioritize", "/preempt"]),
     ) {
-        let patience = Patience { unseen: Duration::ZERO, settle: Duration::ZERO, crowd: Duration::ZERO, remembered: Duration::ZERO };
+        let patience = Patience { unseen: Duration::ZERO, settle: Duration::ZERO, crowd: Duration::ZERO, remembered: Duration::ZERO, forgiven: Duration::ZERO };
         let extender = Arc::new(Extender::new(patience));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let (status, answer) = runtime.block_on(post(&extender, path, body));

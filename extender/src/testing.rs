@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::api::Pod;
 use crate::index::{Index, claim_key};
-use crate::objects::{Claim, Class, Storage, Volume};
+use crate::objects::{AnyVolume, Claim, Class, Storage};
 
 pub const NAMESPACE: &str = "db";
 
@@ -143,11 +143,11 @@ impl Put for NodeLocalStorage {
 
 impl Put for PersistentVolume {
     fn put(&self, index: &mut Index) -> bool {
-        index.apply(self.metadata.name.as_deref().unwrap_or_default(), Volume::read(self))
+        index.apply(self.metadata.name.as_deref().unwrap_or_default(), AnyVolume::read(self))
     }
 
     fn take(&self, index: &mut Index) -> bool {
-        index.apply::<Volume>(self.metadata.name.as_deref().unwrap_or_default(), None)
+        index.apply::<AnyVolume>(self.metadata.name.as_deref().unwrap_or_default(), None)
     }
 }
 
@@ -171,7 +171,7 @@ pub fn filled() -> Index {
     index.replace::<Class>(Vec::new());
     index.replace::<Storage>(Vec::new());
     index.replace::<Claim>(Vec::new());
-    index.replace::<Volume>(Vec::new());
+    index.replace::<AnyVolume>(Vec::new());
     index
 }
 

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 
 use crate::handlers::Extender;
 use crate::index::{Entry, claim_key};
-use crate::objects::{Claim, Class, Storage, Volume};
+use crate::objects::{AnyVolume, Claim, Class, Storage};
 
 /// Watches everything that the index is made of, for ever. A watch that fails is tried again. What has to become ready
 /// is named at once, before the first poll.
@@ -35,11 +35,11 @@ pub fn run(client: Client, extender: Arc<Extender>, ready: &Ready) -> impl Futur
         part("nodelocalstorages"),
         Storage::read,
     );
-    let volumes = follow::<PersistentVolume, Volume>(
+    let volumes = follow::<PersistentVolume, AnyVolume>(
         Api::all(client.clone()),
         Arc::clone(&extender),
         part("persistentvolumes"),
-        Volume::read,
+        AnyVolume::read,
     );
     let claims =
         follow::<PersistentVolumeClaim, Claim>(Api::all(client), extender, part("persistentvolumeclaims"), |claim| {

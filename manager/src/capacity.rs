@@ -51,7 +51,9 @@ pub async fn keep_true(context: Arc<Context>, shutdown: Shutdown, startup_taint:
     // Whoever ran before may have died between new figures and telling of them.
     let mut start = true;
     loop {
-        match volume_group::pass(&context).await {
+        let passed = volume_group::pass(&context).await;
+        context.wake.waiting.look_again();
+        match passed {
             Ok(pass) => {
                 failures = if pass == Pass::Complete {
                     0
@@ -105,6 +107,7 @@ pub async fn publish(context: &Context, storage: &NodeLocalStorage) -> Result<()
     };
     let state = context.inventory.get();
     let trouble = context.inventory.trouble();
+    let view = with_refusals(context, &storage.spec.volume_group, view);
     let here = (&context.owner, context.machine.as_deref());
     let (objects, orphans) = (&context.objects, &context.orphans);
     let status = status(storage, &view, &state, trouble.as_deref(), objects, here, orphans);
@@ -143,6 +146,17 @@ pub async fn publish(context: &Context, storage: &NodeLocalStorage) -> Result<()
             telling::refused(context, storage, "StatusRefused", what, &error).await;
             Err(error)
         }
+    }
+}
+
+/// A group in which LVM refuses one claim after another is as unfit as one that it does not change.
+fn with_refusals(context: &Context, name: &str, view: Arc<View>) -> Arc<View> {
+    match context.groups.refusals.unfit(name) {
+        Some(unfit) if view.failed.is_none() => Arc::new(View {
+            failed: Some(unfit),
+            ..View::clone(&view)
+        }),
+        _ => view,
     }
 }
 
@@ -303,10 +317,15 @@ fn orphaned(name: &str, orphans: &BTreeSet<String>) -> Finding {
 /// The figures of a group: `reserved` is what no PersistentVolume and no claim stands for.
 fn figures(group: &VolumeGroup, objects: &Objects, ready: bool) -> GroupFigures {
     let free = group.allocatable(&[]);
+    // A claim that is being deleted is not counted by the extender, and its volume is about to be removed.
+    let stands_for = |uid: &str| {
+        let claim = objects.claim_with_uid(uid);
+        claim.is_some_and(|claim| claim.metadata.deletion_timestamp.is_none())
+    };
     let known = group.logical_volumes.iter().filter(|volume| {
         VolumeTags::parse(&volume.tags).is_some()
             && claim_uid_of_volume(&volume.name)
-                .is_some_and(|uid| objects.volume(&volume.name).is_some() || objects.claim_with_uid(uid).is_some())
+                .is_some_and(|uid| objects.volume(&volume.name).is_some() || stands_for(uid))
     });
     GroupFigures {
         uuid: group.uuid.clone(),

@@ -13,8 +13,9 @@ use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::runtime::controller::Action;
 use quarry_crds::claim::{self, VolumeMode};
+use quarry_crds::conditions;
 use quarry_crds::for_owners::shortened;
-use quarry_crds::names::{HOSTNAME_LABEL, SELECTED_NODE, volume_name};
+use quarry_crds::names::{HOSTNAME_LABEL, REFUSED_BY_ANNOTATION, SELECTED_NODE, volume_name};
 use quarry_crds::persistent_volume::{self, Placed};
 use quarry_crds::provisioning::{Provision, Step, step};
 use quarry_crds::tags::{Owner, VolumeState, VolumeTags, mark_of_kept};
@@ -23,15 +24,20 @@ use serde_json::json;
 use thiserror::Error;
 
 use crate::context::Context;
+use crate::lvm::command::CommandError;
 use crate::lvm::{
     CreateVolume, CreateVolumeError, LogicalVolume, RemoveVolumeError, ReportError, State, VolumeError, VolumeGroup,
     VolumeRef,
 };
+use crate::lvm_refusals::Refused;
 use crate::zeroing::{self, Wiped};
 use crate::{immediate, refusals, volume_group, wake};
 
 /// How long a claim waits at a time for the first pass over the volume groups.
 pub(crate) const FIRST_PASS: Duration = Duration::from_millis(500);
+
+/// At most so much of what LVM said goes into a condition.
+const WORDS_MAX: usize = 512;
 
 /// A claim was not served; it is tried again.
 #[derive(Debug, Error)]
@@ -69,6 +75,8 @@ pub enum ProvisionError {
 struct NoVolume {
     volume_group: String,
     why: String,
+    /// LVM's words, where it refused for another reason than room: nothing that is published says so.
+    refused: Option<String>,
 }
 
 /// Brings a claim one step on.
@@ -84,7 +92,20 @@ pub async fn reconcile(claim: Arc<PersistentVolumeClaim>, context: Arc<Context>)
             }
             Ok(Action::await_change())
         }
-        Step::AwaitClass => Ok(Action::requeue(Duration::from_secs(5))),
+        Step::AwaitClass if claim::selected_node(&claim).is_some() => Ok(Action::requeue(Duration::from_secs(5))),
+        Step::AwaitClass => {
+            context.wake.waiting.add(&claim);
+            Ok(Action::await_change())
+        }
+        Step::Leave { message } => {
+            if context.objects.has_class_of(&claim) {
+                context
+                    .events
+                    .say(&*claim, Saying::normal("Provisioning", message))
+                    .await;
+            }
+            Ok(Action::await_change())
+        }
         Step::Refuse { reason, message } => {
             if context.objects.has_class_of(&claim) || claim::selected_node(&claim).is_some() {
                 context.events.say(&*claim, Saying::warning(reason, message)).await;
@@ -93,7 +114,12 @@ pub async fn reconcile(claim: Arc<PersistentVolumeClaim>, context: Arc<Context>)
         }
         // Just started: a claim is neither given back nor left for long only because nothing was looked at yet.
         Step::Take(_) | Step::Provision(_) if !context.groups.are_known() => Ok(Action::requeue(FIRST_PASS)),
-        Step::Take(provision) => immediate::take(&claim, &provision, &context).await,
+        Step::Take(provision) => {
+            let Some(class) = class else {
+                return Ok(Action::await_change());
+            };
+            immediate::take(&claim, &class, &provision, &context).await
+        }
         Step::Provision(provision) => {
             let Some(class) = class else {
                 return Ok(Action::await_change());
@@ -203,12 +229,14 @@ async fn find_or_create(
             context.node, group.name, volume.name, group.name, volume.name
         )));
     }
-    let no_volume = |why: String| {
+    let without = |why: String, refused: Option<String>| {
         Ok(Err(NoVolume {
             volume_group: wanted.clone(),
             why,
+            refused,
         }))
     };
+    let no_volume = |why: String| without(why, None);
     let group = match volume_group::usable(context, wanted) {
         Ok(group) => group,
         Err(why) => return no_volume(why),
@@ -236,6 +264,7 @@ async fn find_or_create(
     match context.lvm.create_volume(create).await {
         Ok(made) => {
             crash_point!("claim-after-lvcreate");
+            context.groups.refusals.made(wanted);
             let volume = made.value.clone();
             context.inventory.made(made);
             Ok(Ok((group, volume)))
@@ -249,7 +278,7 @@ async fn find_or_create(
         }
         Err(error @ CreateVolumeError::GroupUnusable { .. }) => no_volume(format!("{asked} asked; {error}")),
         // LVM refused and nothing was made: a disk that does not answer, for example. Another node may do better.
-        Err(error @ CreateVolumeError::Refused(_)) => no_volume(format!("{asked} asked; {error}")),
+        Err(CreateVolumeError::Refused(cause)) => without(format!("{asked} asked; {cause}"), Some(words(&cause))),
         Err(CreateVolumeError::Incomplete { volume, cause }) => {
             // It may also have been there before, unknown to the inventory.
             if handed_out(&request.uid, context).await?.is_some() {
@@ -258,13 +287,21 @@ async fn find_or_create(
             }
             tracing::warn!(%cause, volume = volume.name, "made, but not as it should be; removed again");
             remove(&group, &volume, context).await?;
-            no_volume(format!("{asked} asked; {cause}"))
+            without(format!("{asked} asked; {cause}"), Some(words(&cause)))
         }
         // There is something of that name: read, and decide on what is there.
         Err(error) => {
             context.inventory.refresh().await?;
             Err(ProvisionError::Create(error))
         }
+    }
+}
+
+/// What a command said, without what differs from one attempt to the next.
+fn words(cause: &CommandError) -> String {
+    match cause.stderr.trim() {
+        "" => cause.exit.to_string(),
+        said => conditions::shorten(said, WORDS_MAX),
     }
 }
 
@@ -348,18 +385,27 @@ async fn give_back(
         // Seen only now: whose it is, and whether it was handed out, is to be looked at first.
         return Ok(Action::requeue(Duration::from_millis(200)));
     }
-    let refused = volume_group::publish(context, &no_volume.volume_group).await?;
+    let refused = no_volume.refused.as_deref();
+    let refused = refused.map(|said| {
+        let refusals = &context.groups.refusals;
+        refusals.refused(claim, &context.node, &no_volume.volume_group, said)
+    });
+    let unpublished = volume_group::publish(context, &no_volume.volume_group).await?;
     // The scheduler goes by the figures of the class: of another that shares the group it may be as it is.
     let of_class = |(class, _): &volume_group::Unpublished| Some(class.as_str()) == claim::class_name(claim);
-    if let Some((_, error)) = refused.into_iter().find(of_class) {
+    if let Some((_, error)) = unpublished.into_iter().find(of_class) {
         return Err(ProvisionError::Publish(error.into()));
     }
     crash_point!("give-back-after-publish");
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &namespace(claim));
-    let patch = json!({"metadata": {
+    let mut patch = json!({"metadata": {
         "resourceVersion": claim.resource_version(),
         "annotations": {SELECTED_NODE: null},
     }});
+    if let Some(refused) = &refused {
+        patch["metadata"]["annotations"][REFUSED_BY_ANNOTATION] = json!(refused.refusals.to_text());
+        look_again(context, refused);
+    }
     match claims
         .patch(&claim.name_any(), &PatchParams::default(), &Patch::Merge(patch))
         .await
@@ -386,6 +432,21 @@ async fn give_back(
         .await;
     crash_point!("give-back-after-event");
     Ok(Action::await_change())
+}
+
+/// When this node is no longer left alone, for the claim or for all, whoever waits is told.
+fn look_again(context: &Context, refused: &Refused) {
+    let (wake, changed, claim) = (context.wake.clone(), Arc::clone(&context.changed), refused.claim);
+    tokio::spawn(async move {
+        tokio::time::sleep(claim).await;
+        wake.owe();
+    });
+    if let Some(time) = refused.group {
+        tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            changed.notify_one();
+        });
+    }
 }
 
 /// Creates the PersistentVolume, or finds that a former attempt did.

@@ -20,6 +20,7 @@ mod misbehaviour;
 mod orphans;
 mod provisioning;
 mod ready_tags;
+mod refusals;
 mod refused;
 mod snapshots;
 mod start;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, stream};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::runtime::controller::{self, Action};
@@ -16,7 +16,7 @@ use prometheus_client::registry::Registry;
 use quarry_crds::names::{EVENT_COMPONENT, NODE_LABEL};
 use quarry_crds::orphans::Policy;
 use quarry_crds::tags::Owner;
-use quarry_crds::{NodeLocalStorage, labels};
+use quarry_crds::{NodeLocalStorage, eligibility, labels};
 use quarry_process::events::Events;
 use quarry_process::{Alive, Ready, Shutdown, WatchBackoff};
 use tokio::sync::Notify;
@@ -221,19 +221,13 @@ fn watch(client: &Client, args: &Args, ready: &Ready, shutdown: &Shutdown) -> (O
     let (kept, claims) = watches::claims(Api::all(client.clone()), &args.node_name);
     let (held, volumes) = watches::touched(watcher(Api::all(client.clone()), held).backoff(WatchBackoff::default()));
     let objects = Objects {
-        // kubelet writes the node's status every few seconds; only its labels and taints matter here.
+        // kubelet writes the node's status every few seconds; little of it matters here.
         node: reflect(
             Api::<Node>::all(client.clone()),
             of_node,
             changed.clone(),
             shutdown,
-            |node| {
-                format!(
-                    "{:?}{:?}",
-                    node.metadata.labels,
-                    node.spec.as_ref().map(|spec| &spec.taints)
-                )
-            },
+            eligibility::fingerprint,
         ),
         classes: reflect(
             Api::<StorageClass>::all(client.clone()),
@@ -285,7 +279,7 @@ impl Controllers {
         let config = controller::Config::default().concurrency(concurrency);
         let claims = reconciling(
             "claim",
-            self.claims.take_until(asked(&shutdown)),
+            stream::select(self.claims, context.wake.waiting.again()).take_until(asked(&shutdown)),
             self.objects.claims.clone(),
             (context.clone(), config.clone()),
             provision::reconcile,

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use crate::attempts::Attempts;
 use crate::context::{Context, Listing, Probed};
 use crate::lvm::{CreateGroup, LogicalVolume, PhysicalVolume, ReportError, State, VolumeGroup};
+use crate::lvm_refusals::RefusedHere;
 use crate::refusals::is_answer;
 use crate::{capacity, disk_faults, lost_group, lvm_devices, node_local_storage, returned, selected, take_down};
 
@@ -54,6 +55,8 @@ pub struct Groups {
     pub renewed: disk_faults::Renewed,
     /// Blank disks that a selector has chosen, and that are not taken yet.
     pub settling: selected::Settling,
+    /// What LVM refused to make.
+    pub refusals: RefusedHere,
     /// Which volumes were said to be hit by a fault of a disk.
     pub told: disk_faults::Told,
     /// Which volumes were said to be lost with their group, and which groups have figures.
@@ -485,6 +488,9 @@ pub fn usable(context: &Context, name: &str) -> Result<VolumeGroup, String> {
         .ok_or_else(|| format!("volume group {name} is not known on this node"))?;
     if let Some((_, message)) = &view.plan.blocked {
         return Err(message.clone());
+    }
+    if let Some(unfit) = context.groups.refusals.unfit(name) {
+        return Err(unfit);
     }
     let state = context.inventory.get();
     let group = state

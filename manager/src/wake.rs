@@ -15,6 +15,7 @@ use serde_json::json;
 use tokio::sync::Notify;
 
 use crate::context::Context;
+use crate::waiting::Waiting;
 
 /// The extender has seen new figures by then. Where kube-scheduler was woken by the deletion of a volume, it may have
 /// asked before.
@@ -32,6 +33,8 @@ const BEHIND: Duration = Duration::from_secs(10);
 pub struct Wake {
     owed: Arc<Notify>,
     waits: Arc<Notify>,
+    /// The claims that no scheduler asks for.
+    pub waiting: Waiting,
 }
 
 impl Wake {

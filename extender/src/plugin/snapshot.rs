@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use crate::calls;
 use crate::index::{Entry, Index};
-use crate::objects::{Claim, Class, Storage, Volume};
+use crate::objects::{AnyVolume, Claim, Class, Storage, Volume};
 use crate::watch;
 
 /// How many objects are asked for at a time.
@@ -172,7 +172,7 @@ impl Snapshot {
         let mut index = Index::default();
         index.replace(entries(&classes, |class| Some(Class::read(class))));
         index.replace(entries(&storages, Storage::read));
-        index.replace(entries(volumes, Volume::read));
+        index.replace(entries(volumes, AnyVolume::read));
         index.replace(entries(claims, |claim| Some(Claim::read(claim))));
         let newest_volume = newest_volume(volumes, &classes);
         Self {

@@ -59,12 +59,16 @@ fn unservable(ext4: &str, xfs: &str) -> Vec<Told> {
             &["spec.selector", "cannot select by label", "remove the selector"],
         ),
         (
-            "foreign-source",
-            claim("foreign-source").with(
+            "snapshot",
+            claim("snapshot").with(
                 "dataSourceRef",
-                json!({"apiGroup": "backup.io", "kind": "Backup", "name": "monday"}),
+                json!({"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": "monday"}),
             ),
-            &["spec.dataSourceRef", "Backup \"monday\"", "remove the data source"],
+            &[
+                "spec.dataSourceRef",
+                "VolumeSnapshot \"monday\"",
+                "remove the data source",
+            ],
         ),
         (
             "clone",

@@ -6,9 +6,9 @@ use quarry_e2e::sweep::sweep;
 use quarry_e2e::test::{Case, trial};
 use quarry_e2e::{
     bad_claims, bad_disks, bad_lvm, bad_parameters, bad_requests, burst, capacity, certificates, dead_connections,
-    deletion, device_faults, foreign_lvm, groups, halves, last_word, lost_group, lost_nodes, main_path, metadata,
-    orphans, outages, past_the_scheduler, placement, preemption, refused, rights, sectors, silent_manager, snapshots,
-    two_at_once, used_disks, why, wipe, without_extender, wrong_disks,
+    deletion, device_faults, foreign_lvm, groups, halves, immediate, last_word, lost_group, lost_nodes, main_path,
+    metadata, odd_claims, orphans, outages, past_the_scheduler, placement, preemption, refusals, refused, rights,
+    sectors, silent_manager, snapshots, two_at_once, used_disks, why, wipe, without_extender, wrong_disks,
 };
 
 fn main() -> anyhow::Result<()> {
@@ -54,6 +54,9 @@ fn main() -> anyhow::Result<()> {
         past_the_scheduler::CASES,
         dead_connections::CASES,
         refused::CASES,
+        immediate::CASES,
+        refusals::CASES,
+        odd_claims::CASES,
     ]
     .concat();
     // Those whose names contain one of these words.

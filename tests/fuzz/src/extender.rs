@@ -33,6 +33,7 @@ fn server() -> (Runtime, Router) {
         settle: Duration::ZERO,
         crowd: Duration::ZERO,
         remembered: Duration::ZERO,
+        forgiven: Duration::ZERO,
     };
     let extender = Arc::new(Extender::new(now));
     let class = object(json!({
