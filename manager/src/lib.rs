@@ -32,6 +32,7 @@ pub mod returned;
 pub mod run;
 pub mod startup_taint;
 pub mod storage_capacity;
+pub mod surroundings;
 pub mod take_down;
 pub mod telling;
 pub mod uevent;

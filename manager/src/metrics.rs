@@ -9,6 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use quarry_crds::Bytes;
+use quarry_crds::device_nodes::DeviceNodes;
 use quarry_crds::disk_faults::{DiskFault, FaultKind};
 
 /// Which LVM command, and how it ended.
@@ -32,6 +33,8 @@ pub struct Metrics {
     metadata_free: Family<InGroup, Gauge>,
     volumes_hit: Family<InGroup, Gauge>,
     disks_at_fault: Family<DisksAtFault, Gauge>,
+    device_nodes: Family<By, Gauge>,
+    surroundings: Gauge,
 }
 
 /// Which volume group.
@@ -45,6 +48,12 @@ struct InGroup {
 struct DisksAtFault {
     vg: String,
     fault: &'static str,
+}
+
+/// Who makes the devices of volumes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct By {
+    by: &'static str,
 }
 
 /// What failed.
@@ -64,6 +73,8 @@ impl Metrics {
             failures: Family::default(),
             volumes_hit: Family::default(),
             disks_at_fault: Family::default(),
+            device_nodes: Family::default(),
+            surroundings: Gauge::default(),
             commands: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.005, 2.0, 14))),
             orphans: Family::default(),
             size: Family::default(),
@@ -84,6 +95,16 @@ impl Metrics {
                 &metrics.metadata_free,
             ),
         ];
+        registry.register(
+            "quarry_device_nodes",
+            "1 for who makes the devices of volumes in /dev: udev, lvm_in_step (LVM, waiting for udev), lvm",
+            metrics.device_nodes.clone(),
+        );
+        registry.register(
+            "quarry_surroundings_problems",
+            "What LVM needs around it on this node and is missing; while it is not 0 nothing is served",
+            metrics.surroundings.clone(),
+        );
         for (name, help, gauge) in gauges {
             registry.register(name, help, gauge.clone());
         }
@@ -191,6 +212,19 @@ impl Metrics {
         for gauge in [&self.orphans, &self.size, &self.free, &self.metadata_free] {
             gauge.remove(&labels);
         }
+    }
+
+    /// Who makes the devices of volumes.
+    pub fn device_nodes(&self, by: DeviceNodes) {
+        for one in DeviceNodes::ALL {
+            let labels = By { by: one.word() };
+            self.device_nodes.get_or_create(&labels).set(i64::from(one == by));
+        }
+    }
+
+    /// So much of what LVM needs around it is missing.
+    pub fn surroundings(&self, problems: usize) {
+        self.surroundings.set(i64::try_from(problems).unwrap_or(i64::MAX));
     }
 
     /// An attempt failed.

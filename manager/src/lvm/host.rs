@@ -1,11 +1,13 @@
 //! The LVM of this host, through the `lvm` binary.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
 use super::command::{CommandError, CommandStat, Exit, Limits, NotInstalled, Observer, Program};
+use super::nodes::Nodes;
 use super::operations::{Backend, Engine, Mutation};
 use super::{CreateVolume, LogicalVolume, ReportError, State, VolumeRef, links, report, seen};
 
@@ -24,6 +26,8 @@ pub struct HostOptions {
     /// The only devices that LVM shall see; empty for all that `lvm.conf` lets it see. A volume group with a device that
     /// is left out looks broken.
     pub devices: Vec<String>,
+    /// Who makes the nodes and links of volumes; where that is not said, `lvm.conf` says it.
+    pub nodes: Option<Arc<Nodes>>,
     /// Only metadata: no device of a volume appears, and nothing is wiped. For tests on a kernel without device-mapper;
     /// volumes made so must never be handed out.
     pub metadata_only: bool,
@@ -32,8 +36,11 @@ pub struct HostOptions {
 /// Builds the command lines.
 pub struct Host {
     lvm: Program,
+    /// The same for commands that may wait for udev.
+    changing: Program,
     observer: Option<Observer>,
     devices: Vec<String>,
+    nodes: Option<Arc<Nodes>>,
     metadata_only: bool,
 }
 
@@ -48,6 +55,7 @@ impl HostLvm {
             limits,
             observer,
             devices,
+            nodes,
             metadata_only,
         } = options;
         let lvm = match program {
@@ -55,10 +63,19 @@ impl HostLvm {
             None => Program::find("lvm")?,
         };
         let lvm = lvm.with_limits(limits).with_observer(observer.clone());
+        let mut changing = lvm.clone();
+        if let Some(nodes) = nodes.clone() {
+            changing = changing.with_hopeless(Arc::new(move || {
+                let nodes = nodes.clone();
+                async move { nodes.waits_in_vain().await }.boxed()
+            }));
+        }
         Ok(Self::over(Host {
             lvm,
+            changing,
             observer,
             devices,
+            nodes,
             metadata_only,
         }))
     }
@@ -168,9 +185,15 @@ impl Host {
 
     /// Options that every command gets.
     fn finish(&self, line: Line) -> Line {
-        let mut common = Vec::new();
+        let (mut common, mut config) = (Vec::new(), Vec::new());
         if self.metadata_only {
-            common.extend(["--driverloaded", "n", "--config", "backup { backup=0 archive=0 }"].map(str::to_owned));
+            common.extend(["--driverloaded", "n"].map(str::to_owned));
+            config.push("backup { backup=0 archive=0 }");
+        }
+        config.extend(self.nodes.as_ref().and_then(|nodes| nodes.by().config()));
+        if !config.is_empty() {
+            // LVM takes the option once.
+            common.extend(["--config".to_owned(), config.join(" ")]);
         }
         if !self.devices.is_empty() {
             common.extend(["--devices".to_owned(), self.devices.join(",")]);
@@ -251,16 +274,19 @@ impl Backend for Host {
         }
         // What udev lost of /dev is made again along with what was inactive.
         let nodes = match &mutation {
-            Mutation::ActivateGroup(group) => Some(&group.name),
-            Mutation::SetActive { volume, active: true } => Some(&volume.group.name),
+            Mutation::ActivateGroup(group) => Some(group.name.clone()),
+            Mutation::SetActive { volume, active: true } => Some(volume.group.name.clone()),
             _ => None,
         };
-        let nodes = nodes.map(|group| self.finish(Line::new("vgmknodes", &[]).with([group.clone()])));
-        let line = self.finish(self.line(mutation));
         async move {
-            let result = self.lvm.run(line.label, line.arguments).await;
-            if let Some(nodes) = nodes {
-                self.lvm.run(nodes.label, nodes.arguments).await?;
+            if let Some(nodes) = &self.nodes {
+                nodes.before_a_command().await;
+            }
+            let line = self.finish(self.line(mutation));
+            let result = self.changing.run(line.label, line.arguments).await;
+            if let Some(group) = nodes {
+                let nodes = self.finish(Line::new("vgmknodes", &[]).with([group]));
+                self.changing.run(nodes.label, nodes.arguments).await?;
             }
             result.map(drop)
         }

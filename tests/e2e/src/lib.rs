@@ -31,6 +31,7 @@ pub mod preemption;
 pub mod rights;
 pub mod sectors;
 pub mod silent_manager;
+pub mod surroundings;
 pub mod sweep;
 pub mod test;
 pub mod told;

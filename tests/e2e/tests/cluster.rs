@@ -7,7 +7,7 @@ use quarry_e2e::test::{Case, trial};
 use quarry_e2e::{
     bad_claims, bad_disks, bad_lvm, bad_parameters, bad_requests, burst, capacity, certificates, deletion,
     device_faults, groups, halves, lost_nodes, main_path, metadata, orphans, outages, past_the_scheduler, placement,
-    preemption, rights, sectors, silent_manager, two_at_once, why, wipe, without_extender, wrong_disks,
+    preemption, rights, sectors, silent_manager, surroundings, two_at_once, why, wipe, without_extender, wrong_disks,
 };
 
 fn main() -> anyhow::Result<()> {
@@ -46,6 +46,7 @@ fn main() -> anyhow::Result<()> {
         preemption::CASES,
         certificates::CASES,
         past_the_scheduler::CASES,
+        surroundings::CASES,
     ]
     .concat();
     // Those whose names contain one of these words.
