@@ -69,14 +69,14 @@ async fn on_such_a_node(test: &Test, node: &Node, udev: Udev, by: &str) -> Resul
     let metrics = test.manager_metrics(NODE).await?;
     let line = format!("quarry_device_nodes{{by=\"{by}\"}} 1");
     ensure!(metrics.contains(&line), "not {line}: {metrics}");
-    test.exec("files", &["sh", "-c", "echo kept > /data/file && sync"])
+    test.exec("files", &["sh", "-c", "echo kept > /files/file && sync"])
         .await?;
     test.exec("raw", &["sh", "-c", "echo kept | dd of=/dev/raw conv=fsync"])
         .await?;
 
     reboot(node, Some(udev)).await?;
     for (pod, argv) in [
-        ("files", vec!["cat", "/data/file"]),
+        ("files", vec!["cat", "/files/file"]),
         ("raw", vec!["head", "-c", "5", "/dev/raw"]),
     ] {
         test.wait("the pod runs again with its data", Duration::from_secs(120), || async {
