@@ -42,7 +42,7 @@ RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-ins
 FROM debian:bookworm-slim AS manager
 RUN apt-get update && \
     DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-        lvm2 thin-provisioning-tools e2fsprogs libinih1 liburcu8 btrfs-progs util-linux && \
+        lvm2 dmsetup thin-provisioning-tools e2fsprogs libinih1 liburcu8 btrfs-progs util-linux && \
     rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/* /usr/share/doc/* /usr/share/man/* /usr/share/locale/*
 COPY --from=xfs /sbin/mkfs.xfs /sbin/xfs_repair /sbin/
 COPY --from=xfs /usr/sbin/xfs_growfs /usr/sbin/xfs_io /usr/sbin/

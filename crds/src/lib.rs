@@ -7,6 +7,7 @@ pub mod capacity;
 pub mod claim;
 pub mod conditions;
 pub mod data_source;
+pub mod device_nodes;
 pub mod disk;
 pub mod disk_faults;
 pub mod eligibility;

@@ -36,8 +36,8 @@ pub struct Args {
     /// kube-scheduler through.
     #[arg(long, env = "QUARRY_ALLOW_ANY_CLIENT")]
     pub allow_any_client: bool,
-    /// Address of GET /healthz, /readyz and /metrics.
-    #[arg(long, env = "QUARRY_ADMIN_LISTEN", default_value = "0.0.0.0:9898")]
+    /// Address of GET /healthz, /readyz and /metrics: [::] is every address of IPv6 and IPv4.
+    #[arg(long, env = "QUARRY_ADMIN_LISTEN", default_value = "[::]:9898")]
     pub admin_listen: SocketAddr,
     /// Largest request accepted, in bytes. With nodeCacheCapable: false every node comes as a whole object.
     #[arg(long, env = "QUARRY_MAX_BODY_BYTES", default_value_t = RequestLimits::default().body)]

@@ -43,7 +43,7 @@ pub struct TlsArgs {
         long,
         env = "QUARRY_TLS_NAMES",
         value_delimiter = ',',
-        default_value = "quarry-extender.quarry-system.svc,quarry-extender,localhost,127.0.0.1"
+        default_value = "quarry-extender.quarry-system.svc,quarry-extender,localhost,127.0.0.1,::1"
     )]
     pub tls_names: Vec<String>,
     /// How long a certificate that is made here lasts, such as 24h. It is made anew when a third of that is left.

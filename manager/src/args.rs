@@ -32,8 +32,8 @@ pub struct Args {
     /// Name of this node in Kubernetes.
     #[arg(long, env = "NODE_NAME")]
     pub node_name: String,
-    /// Where health, readiness and metrics are served.
-    #[arg(long, env = "QUARRY_ADMIN_LISTEN", default_value = "0.0.0.0:9897")]
+    /// Where health, readiness and metrics are served: [::] is every address of IPv6 and IPv4.
+    #[arg(long, env = "QUARRY_ADMIN_LISTEN", default_value = "[::]:9897")]
     pub admin_listen: SocketAddr,
     /// Where the host's processes are seen: process 1 there must be the host's, for its mounts.
     #[arg(long, env = "QUARRY_PROC", default_value = "/proc")]

@@ -41,6 +41,7 @@ pub mod run;
 pub mod selected;
 pub mod startup_taint;
 pub mod storage_capacity;
+pub mod surroundings;
 pub mod take_down;
 pub mod telling;
 pub mod uevent;

@@ -17,6 +17,7 @@ pub mod fake;
 mod groups;
 pub mod host;
 mod links;
+pub mod nodes;
 mod operations;
 mod removal;
 mod report;

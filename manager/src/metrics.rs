@@ -10,6 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use quarry_crds::Bytes;
+use quarry_crds::device_nodes::DeviceNodes;
 use quarry_crds::disk_faults::{DiskFault, FaultKind};
 
 use crate::wipe::{Figures, Purpose};
@@ -38,6 +39,8 @@ pub struct Metrics {
     disks_at_fault: Family<DisksAtFault, Gauge>,
     wipes: Family<WipesOf, Gauge>,
     wipe_left: Family<WipeOf, Gauge>,
+    device_nodes: Family<By, Gauge>,
+    surroundings: Gauge,
 }
 
 /// Wipes in a volume group: of volumes that are `new` or `old`, and whether they wait or write.
@@ -68,6 +71,12 @@ struct DisksAtFault {
     fault: &'static str,
 }
 
+/// Who makes the devices of volumes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct By {
+    by: &'static str,
+}
+
 /// What failed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Kind {
@@ -85,6 +94,8 @@ impl Metrics {
             failures: Family::default(),
             volumes_hit: Family::default(),
             disks_at_fault: Family::default(),
+            device_nodes: Family::default(),
+            surroundings: Gauge::default(),
             commands: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.005, 2.0, 14))),
             orphans: Family::default(),
             size: Family::default(),
@@ -113,6 +124,16 @@ impl Metrics {
                 &metrics.metadata_free,
             ),
         ];
+        registry.register(
+            "quarry_device_nodes",
+            "1 for who makes the devices of volumes in /dev: udev, lvm_in_step (LVM, waiting for udev), lvm",
+            metrics.device_nodes.clone(),
+        );
+        registry.register(
+            "quarry_surroundings_problems",
+            "What LVM needs around it on this node and is missing; while it is not 0 nothing is served",
+            metrics.surroundings.clone(),
+        );
         for (name, help, gauge) in gauges {
             registry.register(name, help, gauge.clone());
         }
@@ -284,6 +305,19 @@ impl Metrics {
         for gauge in [&self.orphans, &self.size, &self.free, &self.metadata_free] {
             gauge.remove(&labels);
         }
+    }
+
+    /// Who makes the devices of volumes.
+    pub fn device_nodes(&self, by: DeviceNodes) {
+        for one in DeviceNodes::ALL {
+            let labels = By { by: one.word() };
+            self.device_nodes.get_or_create(&labels).set(i64::from(one == by));
+        }
+    }
+
+    /// So much of what LVM needs around it is missing.
+    pub fn surroundings(&self, problems: usize) {
+        self.surroundings.set(i64::try_from(problems).unwrap_or(i64::MAX));
     }
 
     /// An attempt failed.

@@ -29,7 +29,8 @@ use crate::disks::Prober;
 use crate::inventory::Inventory;
 use crate::liveness::{self, Pulse};
 use crate::lvm::command::{Limits, Observer};
-use crate::lvm::{HostLvm, HostOptions, Lvm, problems_of_surroundings};
+use crate::lvm::nodes::Nodes;
+use crate::lvm::{HostLvm, HostOptions, Lvm};
 use crate::metrics::Metrics;
 use crate::orphans::Orphans;
 use crate::ready_tags::{self, ReadyTags};
@@ -42,7 +43,7 @@ use crate::wake::{self, Wake};
 use crate::watches::{self, Touched, asked, reflect};
 use crate::wipe::Eraser;
 use crate::wipe::Wipes;
-use crate::{capacity, cluster, delete, leftovers, machine, node_lock, orphans, provision};
+use crate::{capacity, cluster, delete, leftovers, machine, node_lock, orphans, provision, surroundings};
 
 /// From when the end was asked for: by then nothing new is begun, the last volumes that were handed out are marked, and LVM
 /// has ended what it was doing. All of it is over before kubelet kills what is left, after 150 s
@@ -65,8 +66,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let admin = quarry_process::serve_admin(args.admin_listen, Arc::new(registry), parts, shutdown.clone());
     let admin = tokio::spawn(admin);
 
-    let problems = problems_of_surroundings(&args.proc);
-    anyhow::ensure!(problems.is_empty(), "LVM cannot work here: {}", problems.join("; "));
+    if !surroundings::wait(args.proc.clone(), &args.node_name, &metrics, &ready, &shutdown).await {
+        return Ok(());
+    }
     let lock = ready.part("the end of the other manager on this node");
     let Some(_lock) = node_lock::hold(&args.lock, &args.holder, &shutdown).await? else {
         return Ok(());
@@ -76,7 +78,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let observer: Observer = Arc::new(move |stat| counted.command(stat.command, stat.result, stat.duration));
     let disks = Prober::new(args.proc.clone(), Some(observer.clone())).context("disks cannot be looked at")?;
     let wiper = Eraser::new(args.proc.clone(), Some(observer.clone())).context("volumes cannot be wiped")?;
+    let counted = metrics.clone();
+    let told = Arc::new(move |by| counted.device_nodes(by));
+    let nodes = Nodes::find(&args.proc, Some(observer.clone()), told).await;
+    tokio::spawn(nodes.clone().keep());
     let options = HostOptions {
+        nodes: Some(nodes),
         program: args.lvm.clone(),
         limits: Limits {
             deadline: args.lvm_deadline.into(),

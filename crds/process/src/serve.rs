@@ -1,7 +1,8 @@
 //! An HTTP/1 server with limits, that drains when the process is to end.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -81,14 +83,50 @@ pub struct ServeError {
     source: std::io::Error,
 }
 
-/// Opens the port of a server.
+/// How many connections the kernel keeps until they are accepted.
+const BACKLOG: i32 = 1024;
+
+/// Opens the port of a server. `[::]` is every address of both families, and every one of IPv4 where the kernel has no IPv6.
 ///
 /// # Errors
 /// The address is taken or not ours.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| ServeError { address, source })
+    let error = |source| ServeError { address, source };
+    let listener = either_family(address, listen).map_err(error)?;
+    TcpListener::from_std(listener.into()).map_err(error)
+}
+
+/// Opens an address, or that of IPv4 in place of `[::]` where there is no IPv6.
+fn either_family<T>(address: SocketAddr, open: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
+    match open(address) {
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && is_without_ipv6(&error) => {
+            tracing::info!(%error, "there is no IPv6 here");
+            open((Ipv4Addr::UNSPECIFIED, address.port()).into())
+        }
+        opened => opened,
+    }
+}
+
+/// Whether an error says that the kernel has no IPv6, or that it is switched off.
+fn is_without_ipv6(error: &io::Error) -> bool {
+    use io::ErrorKind::{AddrNotAvailable, Unsupported};
+    // "Address family not supported by protocol" has no kind of its own.
+    const EAFNOSUPPORT: i32 = 97;
+    error.raw_os_error() == Some(EAFNOSUPPORT) || matches!(error.kind(), AddrNotAvailable | Unsupported)
+}
+
+fn listen(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        // Whatever the host's default is (net.ipv6.bindv6only).
+        socket.set_only_v6(false)?;
+    }
+    // The port can be opened again while connections of a process before are ending.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
 }
 
 /// Serves until the process is to end, and then until no request is under way, or [`Limits::drain`] has passed.
@@ -116,7 +154,8 @@ pub async fn serve_with(listener: TcpListener, router: Router, limits: Limits, s
             () = shutdown.wait() => break,
         };
         let (stream, peer) = match stream {
-            Ok((stream, peer)) => (stream, peer.ip()),
+            // One of IPv4 is one client, whichever socket it came to.
+            Ok((stream, peer)) => (stream, peer.ip().to_canonical()),
             Err(error) => {
                 // Too many open files, or a client that went away: neither ends the server.
                 tracing::warn!(%error, "a connection could not be accepted");

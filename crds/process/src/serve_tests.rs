@@ -199,3 +199,40 @@ async fn a_client_that_does_not_read_loses_its_place() {
     assert!(answer.ends_with("hello"), "{answer}");
     drop(deaf);
 }
+
+#[tokio::test]
+async fn the_address_of_all_serves_both_families() {
+    let listener = bind((Ipv6Addr::UNSPECIFIED, 0).into()).await.expect("bound");
+    let address = listener.local_addr().expect("an address");
+    let shutdown = Shutdown::new();
+    tokio::spawn(serve(listener, hello(), Limits::small(), shutdown.clone()));
+    let mut loopbacks = vec![IpAddr::from(Ipv4Addr::LOCALHOST)];
+    // A machine without IPv6 has the fallback.
+    if address.is_ipv6() {
+        loopbacks.push(Ipv6Addr::LOCALHOST.into());
+    }
+    for loopback in loopbacks {
+        let client = TcpStream::connect((loopback, address.port())).await;
+        let answer = ask(client.expect("connected"), "").await.expect("answered");
+        assert!(answer.ends_with("hello"), "{loopback}: {answer}");
+    }
+}
+
+#[test]
+fn without_ipv6_the_address_of_all_is_that_of_ipv4() {
+    let open_where = |errno: i32| {
+        move |address: SocketAddr| match address {
+            SocketAddr::V6(_) => Err(io::Error::from_raw_os_error(errno)),
+            SocketAddr::V4(_) => Ok(address),
+        }
+    };
+    let all = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 9897));
+    // EAFNOSUPPORT: ipv6.disable=1. EADDRNOTAVAIL: no address of that family.
+    for errno in [97, 99] {
+        let opened = either_family(all, open_where(errno)).expect("opened");
+        assert_eq!(opened, "0.0.0.0:9897".parse().expect("an address"));
+    }
+    either_family(all, open_where(98)).expect_err("the port is taken");
+    let one = SocketAddr::from((Ipv6Addr::LOCALHOST, 9897));
+    either_family(one, open_where(97)).expect_err("this one was asked for");
+}

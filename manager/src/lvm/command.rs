@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
+use futures::future::BoxFuture;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use thiserror::Error;
@@ -32,6 +33,9 @@ const OUTPUT_ENDS_WITHIN: Duration = Duration::from_secs(5);
 /// Something that is told of every command that was run, for metrics.
 pub type Observer = Arc<dyn Fn(&CommandStat) + Send + Sync>;
 
+/// Asked of a command that takes long: whether it will not end, so that it need not be waited for until its deadline.
+pub type Hopeless = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
+
 /// One run of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CommandStat {
@@ -49,6 +53,7 @@ pub struct Program {
     path: PathBuf,
     limits: Limits,
     observer: Option<Observer>,
+    hopeless: Option<Hopeless>,
 }
 
 /// How long a command may take.
@@ -169,6 +174,7 @@ impl Program {
             path,
             limits: Limits::default(),
             observer: None,
+            hopeless: None,
         }
     }
 
@@ -183,6 +189,13 @@ impl Program {
     #[must_use]
     pub fn with_observer(mut self, observer: Option<Observer>) -> Self {
         self.observer = observer;
+        self
+    }
+
+    /// The same, asking that after [`Limits::warn_after`].
+    #[must_use]
+    pub fn with_hopeless(mut self, hopeless: Hopeless) -> Self {
+        self.hopeless = Some(hopeless);
         self
     }
 
@@ -283,13 +296,28 @@ impl Program {
         }
     }
 
+    /// Ends once it is known that the command will not.
+    async fn is_hopeless(&self) {
+        match &self.hopeless {
+            Some(hopeless) if hopeless().await => {}
+            _ => std::future::pending().await,
+        }
+    }
+
     /// Waits for the end of a program, and makes it end at its deadline. Its exit code.
     async fn wait(&self, child: &mut Child, arguments: &[String]) -> Result<i32, Exit> {
         let early = self.limits.warn_after.min(self.limits.deadline);
         let mut ended = timeout(early, child.wait()).await;
         if ended.is_err() {
             warn!(command = %self.shown(arguments), seconds = early.as_secs(), "command is slow");
-            ended = timeout(self.limits.deadline.saturating_sub(early), child.wait()).await;
+            let rest = timeout(self.limits.deadline.saturating_sub(early), child.wait());
+            ended = tokio::select! {
+                ended = rest => ended,
+                () = self.is_hopeless() => {
+                    warn!(command = %self.shown(arguments), "command waits for what will not come");
+                    timeout(Duration::ZERO, child.wait()).await
+                }
+            };
         }
         if let Ok(status) = ended {
             return status.ok().and_then(|status| status.code()).ok_or(Exit::Killed);
@@ -411,6 +439,25 @@ mod tests {
             .expect_err("killed");
         assert!(matches!(error.exit, Exit::Deadline), "{error}");
         assert!((120..10_000).contains(&begun.elapsed().as_millis()));
+    }
+
+    #[tokio::test]
+    async fn what_waits_in_vain_is_not_waited_for() {
+        let limits = Limits {
+            warn_after: Duration::from_millis(20),
+            ..Limits::default()
+        };
+        let sleeps = |seconds: &str, hopeless: bool| {
+            let program = program("sleep").with_limits(limits);
+            let program = program.with_hopeless(Arc::new(move || Box::pin(std::future::ready(hopeless))));
+            let seconds = seconds.to_owned();
+            async move { program.run("sleep", vec![seconds]).await }
+        };
+        let begun = Instant::now();
+        let error = sleeps("60", true).await.expect_err("killed");
+        assert!(matches!(error.exit, Exit::Deadline), "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        sleeps("0.2", false).await.expect("it is slow, and ends");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
 use super::command::{CommandError, CommandStat, Exit, Limits, NotInstalled, Observer, Program};
+use super::nodes::Nodes;
 use super::operations::{Backend, Engine, Mutation};
 use super::{CreateVolume, LogicalVolume, ReportError, State, VolumeRef, links, report, seen, stacked};
 
@@ -24,6 +25,8 @@ pub struct HostOptions {
     pub observer: Option<Observer>,
     /// The only devices that LVM opens at first, see [`super::Lvm::allow_devices`]; `None` for all that `lvm.conf` lets it open.
     pub devices: Option<Vec<String>>,
+    /// Who makes the nodes and links of volumes; where that is not said, `lvm.conf` says it.
+    pub nodes: Option<Arc<Nodes>>,
     /// Only metadata: no device of a volume appears, and nothing is wiped. For tests on a kernel without device-mapper;
     /// volumes made so must never be handed out.
     pub metadata_only: bool,
@@ -32,8 +35,11 @@ pub struct HostOptions {
 /// Builds the command lines.
 pub struct Host {
     lvm: Program,
+    /// The same for commands that may wait for udev.
+    changing: Program,
     observer: Option<Observer>,
     devices: RwLock<Option<Vec<String>>>,
+    nodes: Option<Arc<Nodes>>,
     metadata_only: bool,
 }
 
@@ -48,6 +54,7 @@ impl HostLvm {
             limits,
             observer,
             devices,
+            nodes,
             metadata_only,
         } = options;
         let lvm = match program {
@@ -55,10 +62,19 @@ impl HostLvm {
             None => Program::find("lvm")?,
         };
         let lvm = lvm.with_limits(limits).with_observer(observer.clone());
+        let mut changing = lvm.clone();
+        if let Some(nodes) = nodes.clone() {
+            changing = changing.with_hopeless(Arc::new(move || {
+                let nodes = nodes.clone();
+                async move { nodes.waits_in_vain().await }.boxed()
+            }));
+        }
         Ok(Self::over(Host {
             lvm,
+            changing,
             observer,
             devices: RwLock::new(devices),
+            nodes,
             metadata_only,
         }))
     }
@@ -173,9 +189,15 @@ impl Host {
 
     /// Options that every command gets.
     fn finish(&self, line: Line) -> Line {
-        let mut common = Vec::new();
+        let (mut common, mut config) = (Vec::new(), Vec::new());
         if self.metadata_only {
-            common.extend(["--driverloaded", "n", "--config", "backup { backup=0 archive=0 }"].map(str::to_owned));
+            common.extend(["--driverloaded", "n"].map(str::to_owned));
+            config.push("backup { backup=0 archive=0 }");
+        }
+        config.extend(self.nodes.as_ref().and_then(|nodes| nodes.by().config()));
+        if !config.is_empty() {
+            // LVM takes the option once.
+            common.extend(["--config".to_owned(), config.join(" ")]);
         }
         if let Some(devices) = self.devices().as_ref() {
             common.extend(["--devices".to_owned(), devices.join(",")]);
@@ -268,25 +290,27 @@ impl Backend for Host {
         }
         // What udev lost of /dev is made again along with what was inactive.
         let nodes = match &mutation {
-            Mutation::ActivateGroup(group) => Some(&group.name),
-            Mutation::SetActive { volume, active: true } => Some(&volume.group.name),
+            Mutation::ActivateGroup(group) => Some(group.name.clone()),
+            Mutation::SetActive { volume, active: true } => Some(volume.group.name.clone()),
             _ => None,
         };
-        let nodes = nodes.map(|group| self.finish(Line::new("vgmknodes", &[]).with([group.clone()])));
-        let nothing = self.has_no_device();
-        let line = self.finish(self.line(mutation));
         async move {
-            if nothing {
+            if self.has_no_device() {
                 return Err(CommandError {
-                    command: format!("lvm {}", line.label),
+                    command: "lvm".to_owned(),
                     exit: Exit::NotStarted(Arc::new(std::io::Error::other("LVM may open no device"))),
                     stderr: String::new(),
                     duration: std::time::Duration::ZERO,
                 });
             }
-            let result = self.lvm.run(line.label, line.arguments).await;
-            if let Some(nodes) = nodes {
-                self.lvm.run(nodes.label, nodes.arguments).await?;
+            if let Some(nodes) = &self.nodes {
+                nodes.before_a_command().await;
+            }
+            let line = self.finish(self.line(mutation));
+            let result = self.changing.run(line.label, line.arguments).await;
+            if let Some(group) = nodes {
+                let nodes = self.finish(Line::new("vgmknodes", &[]).with([group]));
+                self.changing.run(nodes.label, nodes.arguments).await?;
             }
             result.map(drop)
         }

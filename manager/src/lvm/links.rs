@@ -20,7 +20,7 @@ pub fn check(state: &mut State, dev: &Path) {
 }
 
 fn check_group(group: &mut VolumeGroup, dev: &Path) {
-    let links = match names(&dev.join(&group.name)) {
+    let links = match names(&dev.join(&group.name), dev) {
         Ok(links) => links,
         Err(error) => {
             tracing::warn!(%error, volume_group = group.name, "nobody says which links are in /dev");
@@ -39,13 +39,27 @@ fn check_group(group: &mut VolumeGroup, dev: &Path) {
     }
 }
 
-/// What is in a folder; nothing where there is no such folder.
-fn names(folder: &Path) -> std::io::Result<HashSet<OsString>> {
-    match std::fs::read_dir(folder) {
-        Ok(entries) => entries.map(|entry| Ok(entry?.file_name())).collect(),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(HashSet::new()),
-        Err(error) => Err(error),
+/// What is in a folder; nothing where there is no such folder. Links of LVM's own that lead to no node are left out: they and
+/// the nodes in `mapper` are made together.
+fn names(folder: &Path, dev: &Path) -> std::io::Result<HashSet<OsString>> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(HashSet::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = HashSet::new();
+    for entry in entries {
+        let entry = entry?;
+        let to = std::fs::read_link(entry.path()).unwrap_or_default();
+        let node = to
+            .strip_prefix("/dev/mapper")
+            .ok()
+            .map(|name| dev.join("mapper").join(name));
+        if node.is_none_or(|node| node.symlink_metadata().is_ok()) {
+            found.insert(entry.file_name());
+        }
     }
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -77,7 +91,15 @@ mod tests {
         std::fs::create_dir(dev.path().join("fast")).expect("made");
         assert_eq!(active(dev.path()), expected(false));
         // Where it leads to nothing, LVM is not who can help.
-        std::os::unix::fs::symlink("../dm-0", dev.path().join("fast").join(OURS)).expect("made");
+        let link = dev.path().join("fast").join(OURS);
+        std::os::unix::fs::symlink("../dm-0", &link).expect("made");
+        assert_eq!(active(dev.path()), expected(true));
+        // But for its own links and nodes it is.
+        std::fs::remove_file(&link).expect("removed");
+        std::os::unix::fs::symlink("/dev/mapper/fast-pvc", &link).expect("made");
+        assert_eq!(active(dev.path()), expected(false), "its node is missing");
+        std::fs::create_dir(dev.path().join("mapper")).expect("made");
+        std::fs::write(dev.path().join("mapper/fast-pvc"), "").expect("made");
         assert_eq!(active(dev.path()), expected(true));
     }
 }

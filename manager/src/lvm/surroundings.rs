@@ -11,7 +11,9 @@ pub fn problems_of_surroundings(proc: &Path) -> Vec<String> {
 
 fn problems(proc: &Path, own: &Path, root: &Path) -> Vec<String> {
     let mut found = Vec::new();
-    if !root.join("dev/mapper/control").exists() {
+    // LVM makes the node itself, as where /dev is a container's; not the device.
+    let is_there = || fs::read_to_string(proc.join("misc")).is_ok_and(|text| text.contains("device-mapper"));
+    if !root.join("dev/mapper/control").exists() && !is_there() {
         found.push(
             "/dev/mapper/control is missing: mount the host's /dev, and load the kernel module dm_mod on the host"
                 .to_owned(),
@@ -72,6 +74,8 @@ mod tests {
         let found = problems(&proc, &own, &root);
         assert!(found.len() == 1 && found[0].contains("hostIPC"), "{found:?}");
         fs::remove_dir(root.join("run/udev/control")).expect("removed");
+        fs::remove_dir(root.join("dev/mapper/control")).expect("removed");
+        fs::write(proc.join("misc"), "236 device-mapper\n").expect("written");
         assert_eq!(problems(&proc, &own, &root), Vec::<String>::new());
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     folders,
     images::{Images, build_images},
     kubernetes, lifecycle, link, packages, quarry,
+    udev::Udev,
 };
 
 /// Like `println!`, but whoever reads may stop reading.
@@ -47,6 +48,9 @@ enum Command {
         /// Begin anew, even if a cluster of this name is up.
         #[arg(long)]
         fresh: bool,
+        /// What of udev the nodes have: full, no-lvm-rules, no-dm-rules, no-dmsetup or none.
+        #[arg(long, env = "QUARRY_UDEV", default_value = "full")]
+        udev: Udev,
         /// Build Quarry from this tree and deploy it.
         #[arg(long)]
         quarry: bool,
@@ -108,6 +112,9 @@ enum Command {
         /// Another machine takes the name of the node, with blank disks of its own; its mark, up to 10 letters and digits.
         #[arg(long)]
         machine: Option<String>,
+        /// With that of udev, until the next boot.
+        #[arg(long)]
+        udev: Option<Udev>,
     },
     /// Take a disk from a running node.
     Take {
@@ -194,6 +201,7 @@ async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
             nodes,
             memory,
             fresh,
+            udev,
             quarry,
         } => {
             let options = Options {
@@ -201,6 +209,7 @@ async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
                 nodes,
                 memory,
                 fresh,
+                udev,
             };
             return up(options, quarry).await;
         }
@@ -234,6 +243,7 @@ async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
             read_only,
             extra,
             machine,
+            udev,
         } => {
             let extra = extra.into_iter().map(|size| size << 30).collect();
             Cluster::attach(name)
@@ -245,6 +255,7 @@ async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
                     read_only,
                     extra,
                     machine,
+                    udev,
                 })
                 .await?;
         }

@@ -29,6 +29,7 @@ use crate::{
     quarry::NAMESPACE,
     state::{self, NodeState, State},
     step::Step,
+    udev::Udev,
 };
 
 /// What cluster to bring up.
@@ -42,6 +43,8 @@ pub struct Options {
     pub memory: u32,
     /// Take down what runs under this name, and begin anew.
     pub fresh: bool,
+    /// What of udev the nodes have: all of it, or what the variable `QUARRY_UDEV` says.
+    pub udev: Udev,
 }
 
 impl Default for Options {
@@ -51,6 +54,7 @@ impl Default for Options {
             nodes: 3,
             memory: 1200,
             fresh: false,
+            udev: Udev::of_environment(),
         }
     }
 }
@@ -74,7 +78,7 @@ impl Cluster {
         let cluster = {
             let _lock = state::lock(&options.name).await?;
             match State::read(&options.name) {
-                Ok(state) if !options.fresh => match lifecycle::heal(state).await {
+                Ok(state) if !options.fresh && state.udev == options.udev => match lifecycle::heal(state).await {
                     Ok(cluster) => cluster,
                     Err(error) => {
                         eprintln!("bed: the cluster that was there cannot be used, so a new one is made: {error}");

@@ -7,7 +7,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{BedError, During, Result};
+use crate::{
+    error::{BedError, During, Result},
+    udev::Udev,
+};
 
 const GIB: u64 = 1 << 30;
 /// The disk of a node's own: containerd, kubelet, logs.
@@ -104,6 +107,8 @@ pub struct Boot {
     /// Another machine takes the name of the node: with another machine-id, and disks of its own at the same places, blank
     /// at first. This tells such machines apart; the one that the node has from the beginning has none.
     pub machine: Option<String>,
+    /// What of udev it has, where that is not what all nodes of the cluster have.
+    pub udev: Option<Udev>,
 }
 
 impl Boot {

@@ -39,6 +39,7 @@ mod pki;
 mod quarry;
 mod state;
 mod step;
+mod udev;
 
 use std::{env, path::PathBuf};
 
@@ -54,6 +55,7 @@ pub use node::Node;
 pub use node_init::run_if_node;
 pub use quarry::NAMESPACE;
 pub use step::Step;
+pub use udev::Udev;
 
 /// The program `bed`, which the nodes run as their first process: this one, or the one built beside it, or `$QUARRY_BED`.
 pub fn program() -> Result<PathBuf, BedError> {

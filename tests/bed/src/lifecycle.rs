@@ -124,6 +124,7 @@ pub(crate) async fn create(options: &Options) -> Result<Cluster> {
         bed: own_copy(&folder)?,
         port: link::free_port()?,
         memory: options.memory,
+        udev: options.udev,
         kernel,
         images,
         nodes,

@@ -301,6 +301,7 @@ impl Node {
             kubeconfig: Pki::of(&self.cluster.folder()).kubeconfig(self.name()),
             images: self.cluster.images.clone(),
             machine: boot.machine.clone().unwrap_or_default(),
+            udev: boot.udev.unwrap_or(self.cluster.udev),
         };
         let text = serde_json::to_string(&config).map_err(|source| BedError::Json {
             what: "a node's configuration".to_owned(),

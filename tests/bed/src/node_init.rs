@@ -26,6 +26,7 @@ use crate::{
     folders,
     images::ImageRef,
     node_services,
+    udev::Udev,
 };
 
 /// The variable of the kernel's command line that names the node's [`Config`].
@@ -56,6 +57,8 @@ pub(crate) struct Config {
     pub(crate) images: Vec<ImageRef>,
     /// What tells this machine from others that have the name of the node; empty for the first.
     pub(crate) machine: String,
+    /// What of udev it has.
+    pub(crate) udev: Udev,
 }
 
 /// Whether this process is to be the first of a node, or its services; if so, it does not come back before the node is off.

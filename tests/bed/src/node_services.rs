@@ -25,6 +25,7 @@ use crate::{
     images::ImageRef,
     network::{GATEWAY, node_address, pod_range},
     node_init::{Config, power_off},
+    udev,
 };
 
 const MODULES: [&str; 18] = [
@@ -97,7 +98,7 @@ async fn serve(config: &Config) -> Result<Infallible> {
     tokio::spawn(agent::serve(listener, control));
     said("agent listens");
     modules(config).await?;
-    udev().await?;
+    udev::start(config.udev).await?;
     said("modules and udev");
     system_disk().await?;
     files(config)?;
@@ -194,15 +195,6 @@ async fn modules(config: &Config) -> Result<()> {
     // Not every kernel has every module: those built in, or not needed here, are not missed.
     let argv: Vec<_> = ["modprobe", "-a", "-q"].into_iter().chain(MODULES).collect();
     command::try_run(Path::new("/"), &[], &argv).await.map(drop)
-}
-
-async fn udev() -> Result<()> {
-    let daemon = ["/lib/systemd/systemd-udevd", "/usr/lib/systemd/systemd-udevd"]
-        .into_iter()
-        .find(|path| Path::new(path).exists());
-    command::run(&[daemon.unwrap_or("systemd-udevd"), "--daemon"]).await?;
-    command::run(&["udevadm", "trigger"]).await?;
-    command::run(&["udevadm", "settle"]).await.map(drop)
 }
 
 /// Mounts the system disk, made at the first boot, and binds what is kept on it to its places.

@@ -14,6 +14,7 @@ use crate::{
     folders,
     images::ImageRef,
     kernel::Kernel,
+    udev::Udev,
 };
 
 /// A cluster that is up, or was.
@@ -28,6 +29,9 @@ pub(crate) struct State {
     pub(crate) memory: u32,
     pub(crate) kernel: Kernel,
     pub(crate) images: Vec<ImageRef>,
+    /// What of udev its nodes have.
+    #[serde(default)]
+    pub(crate) udev: Udev,
     pub(crate) nodes: Vec<NodeState>,
 }
 

@@ -41,6 +41,7 @@ pub mod rights;
 pub mod sectors;
 pub mod silent_manager;
 pub mod snapshots;
+pub mod surroundings;
 pub mod sweep;
 pub mod test;
 pub mod told;

@@ -8,7 +8,8 @@ use quarry_e2e::{
     bad_claims, bad_disks, bad_lvm, bad_parameters, bad_requests, burst, capacity, certificates, dead_connections,
     deletion, device_faults, foreign_lvm, groups, halves, immediate, last_word, lost_group, lost_nodes, main_path,
     metadata, odd_claims, orphans, outages, past_the_scheduler, placement, preemption, refusals, refused, rights,
-    sectors, silent_manager, snapshots, two_at_once, used_disks, why, wipe, without_extender, wrong_disks,
+    sectors, silent_manager, snapshots, surroundings, two_at_once, used_disks, why, wipe, without_extender,
+    wrong_disks,
 };
 
 fn main() -> anyhow::Result<()> {
@@ -57,6 +58,7 @@ fn main() -> anyhow::Result<()> {
         immediate::CASES,
         refusals::CASES,
         odd_claims::CASES,
+        surroundings::CASES,
     ]
     .concat();
     // Those whose names contain one of these words.
