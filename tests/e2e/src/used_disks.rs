@@ -23,7 +23,7 @@ pub const CASES: &[Case] = &[
 ];
 
 /// The file by which udev names a model, and the model.
-const RULE: &str = "/run/udev/rules.d/65-selected.rules";
+const RULE: &str = "/run/udev/rules.d/99-selected.rules";
 const MODEL: &str = "Selected Disk";
 
 /// The reason that is published for a disk of a class on node1.
@@ -98,8 +98,11 @@ async fn a_disk_that_a_selector_chooses_is_left_alone_for_a_while(test: &Test) -
 }
 
 async fn selected(test: &Test, node: &Node) -> Result<()> {
-    let rule = format!("SUBSYSTEM==\"block\", ENV{{ID_SERIAL_SHORT}}==\"selected-*\", ENV{{ID_MODEL}}=\"{MODEL}\"\n");
-    node.run_with(["tee", RULE], Some(rule)).await?;
+    let rule = concat!(
+        "SUBSYSTEM==\"block\", ENV{ID_SERIAL_SHORT}==\"selected-*\", ",
+        "ENV{ID_MODEL}=\"Selected_Disk\", ENV{ID_MODEL_ENC}=\"Selected\\x20Disk\"\n"
+    );
+    node.run_with(["tee", RULE], Some(rule.to_owned())).await?;
     node.run_ok(["udevadm", "control", "--reload"]).await?;
     let name = test.class_name("a");
     let mut class = Class::new(&name, &[]);

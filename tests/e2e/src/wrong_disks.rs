@@ -265,7 +265,7 @@ async fn hold(nodes: &[Node; 3], places: &mut [Place; 3]) -> Result<tokio::task:
         Offered::new("mounted", &mounted.id, &["mounted at", MOUNTED_AT, "ext4", &at(1080)]),
         Offered::new("swapped to", &swapped.id, &["is swap space", "swapoff", &at(4086)]),
         Offered::new("held", &under.id, &[HOLDER, "made of it"]),
-        Offered::new("open", &open.id, &["in use by a program", "fuser"]),
+        Offered::new("open", &open.id, &["is in use: open by process", "(perl)"]),
         Offered::new("small", &small.id, &["too small", "25165824 bytes", "25Mi"]),
         Offered::new("read-only", &read_only.id, &["read-only", "blockdev --getro"]),
         Offered::new(
