@@ -151,7 +151,10 @@ mod tests {
     #[test]
     fn the_text_is_where_its_head_says() {
         let image = image(&pretended());
-        let number = |at: usize| u64::from_le_bytes(image[at..at + 8].try_into().expect("8 bytes")) as usize;
+        let number = |at: usize| {
+            let bytes = image[at..at + 8].try_into().expect("8 bytes");
+            usize::try_from(u64::from_le_bytes(bytes)).expect("it is small")
+        };
         let (offset, length) = (number(AREA + 40), number(AREA + 48));
         let text = &image[AREA + offset..AREA + offset + length];
         assert_eq!(text.last(), Some(&0));
