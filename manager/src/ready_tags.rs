@@ -5,7 +5,7 @@
 //! PersistentVolume exists; one whose claim is gone too was never handed out and can be removed. No pod waits for the
 //! mark, so it is set off the path to the pod; and again where it was not set.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -168,21 +168,14 @@ pub async fn run(waiting: ReadyTags, lvm: Arc<dyn Lvm>, inventory: Inventory, wi
 
 /// Marks the volumes of each group by one command, where there are several. What is not marked then is looked at alone.
 async fn together(lvm: &dyn Lvm, inventory: &Inventory, marks: &[Mark]) {
-    let mut groups: BTreeMap<(&GroupRef, String, String), (VolumeState, VolumeState, Vec<&VolumeRef>)> =
-        BTreeMap::new();
+    let mut groups: HashMap<(&GroupRef, VolumeState, VolumeState), Vec<&VolumeRef>> = HashMap::new();
     let state = inventory.get();
     for Mark { volume, to } in marks {
-        let Some(from) = state_of(&state, volume).filter(|from| is_to_change(*from, *to)) else {
-            continue;
-        };
-        let key = (&volume.group, from.tag(), to.tag());
-        groups
-            .entry(key)
-            .or_insert_with(|| (from, *to, Vec::new()))
-            .2
-            .push(volume);
+        if let Some(from) = state_of(&state, volume).filter(|from| is_to_change(*from, *to)) {
+            groups.entry((&volume.group, from, *to)).or_default().push(volume);
+        }
     }
-    for (from, to, volumes) in groups.into_values() {
+    for ((_, from, to), volumes) in groups {
         let [first, others @ ..] = &volumes[..] else { continue };
         if others.is_empty() {
             continue;
