@@ -147,17 +147,11 @@ impl Answered {
         if self.swept.is_none_or(|swept| now.duration_since(swept) >= SWEPT_EVERY) {
             self.swept = Some(now);
             let waits = |claim: &Claim| claim.binding == Binding::Unbound && claim.selected.is_none();
-            if !self.attempts.is_empty() {
-                let waiting: HashSet<&str> = index
-                    .claims()
-                    .filter(|(_, claim)| waits(claim))
-                    .map(|(_, claim)| &*claim.uid)
-                    .collect();
-                self.attempts.retain(now, forgiven, |uid| waiting.contains(uid));
-            }
+            let known = |key: &str, uid: &str| index.claim(key).filter(|claim| *claim.uid == *uid).is_some_and(waits);
+            self.attempts.retain(now, forgiven, known);
         }
         for claim in claims.iter().filter(|claim| claim.is_open(index)) {
-            self.attempts.note(&claim.uid, now, forgiven);
+            self.attempts.note(claim, now, forgiven);
         }
     }
 

@@ -23,8 +23,10 @@ const LONGEST_REST: Duration = Duration::from_secs(300);
 #[derive(Debug, Default)]
 pub struct Attempts(HashMap<String, Tried>);
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Tried {
+    /// Key of the claim.
+    key: String,
     times: u32,
     last: Instant,
 }
@@ -62,21 +64,19 @@ impl Attempts {
     }
 
     /// A claim was answered for once more.
-    pub fn note(&mut self, claim_uid: &str, now: Instant, forgiven: Duration) {
-        match self.0.get_mut(claim_uid) {
-            Some(tried) => {
-                let times = if now.duration_since(tried.last) < forgiven {
-                    tried.times.saturating_add(1)
-                } else {
-                    1
-                };
-                *tried = Tried { times, last: now };
-            }
-            None => {
-                let tried = Tried { times: 1, last: now };
-                self.0.insert(claim_uid.to_owned(), tried);
-            }
-        }
+    pub fn note(&mut self, claim: &Pending, now: Instant, forgiven: Duration) {
+        let Some(tried) = self.0.get_mut(&claim.uid) else {
+            let tried = Tried {
+                key: claim.key.clone(),
+                times: 1,
+                last: now,
+            };
+            self.0.insert(claim.uid.clone(), tried);
+            return;
+        };
+        let counts = now.duration_since(tried.last) < forgiven;
+        tried.times = if counts { tried.times.saturating_add(1) } else { 1 };
+        tried.last = now;
     }
 
     /// A node was selected for the claim, so that nothing was in vain.
@@ -84,15 +84,9 @@ impl Attempts {
         self.0.remove(claim_uid);
     }
 
-    /// Keeps only claims of which this holds, and what is not forgiven.
-    pub fn retain(&mut self, now: Instant, forgiven: Duration, holds: impl Fn(&str) -> bool) {
+    /// Keeps only claims of which this holds, by key and UID, and what is not forgiven.
+    pub fn retain(&mut self, now: Instant, forgiven: Duration, holds: impl Fn(&str, &str) -> bool) {
         self.0
-            .retain(|uid, tried| now.duration_since(tried.last) < forgiven && holds(uid));
-    }
-
-    /// Whether nothing is known of any claim.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+            .retain(|uid, tried| now.duration_since(tried.last) < forgiven && holds(&tried.key, uid));
     }
 }

@@ -172,8 +172,11 @@ pub fn filter(
                 view.keep(0, index, candidates, (0..candidates.len()).collect());
                 return Verdict::Answer(view.answer());
             }
-            let promised = answered.promised(&name);
-            let existing = Existing::of(index, &needs.open, &promised);
+            let existing = if needs.open.is_empty() {
+                None
+            } else {
+                Existing::of(index, &needs.open, &answered.promised(&name))
+            };
             if existing.is_none()
                 && let Some(text) = needs.open.iter().find_map(|open| open.ask.clone().err())
             {

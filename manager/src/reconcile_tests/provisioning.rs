@@ -256,3 +256,23 @@ async fn a_manager_that_has_just_started_gives_no_claim_back() {
     bench.claim().await.expect("served");
     assert_eq!((bench.volumes().len(), bench.selected().as_deref()), (1, Some("w1")));
 }
+
+/// The extender counts no claim that is being deleted: what is left of its volume is nobody's until it is removed.
+#[tokio::test]
+async fn the_volume_of_a_claim_that_is_being_deleted_is_reserved() {
+    let mut bench = selected().await;
+    bench.make(VOLUME, 26, tags("u-1")).await;
+    bench.refresh().await;
+    let reserved = async |bench: &mut Bench| {
+        bench.pass().await;
+        bench.sync();
+        let storage = bench.object(STORAGES, "fast.w1").expect("there");
+        storage["status"]["volumeGroup"]["reserved"].as_str().map(str::to_owned)
+    };
+    assert_eq!(reserved(&mut bench).await.as_deref(), Some("0"));
+    let mut going = claim(Some("w1"), "101Mi");
+    going["metadata"]["deletionTimestamp"] = json!("2026-01-02T00:00:00Z");
+    going["metadata"]["finalizers"] = json!(["kubernetes.io/pvc-protection"]);
+    bench.put(CLAIMS, going);
+    assert_eq!(reserved(&mut bench).await.as_deref(), Some("104Mi"));
+}
