@@ -2,7 +2,7 @@
 //! commands. Only a whole group in which it is not, with nothing of it in any other, proves that it is gone.
 
 use quarry_crds::persistent_volume::OurVolume;
-use quarry_crds::tags::VolumeTags;
+use quarry_crds::tags::{Ownership, VolumeTags};
 
 use crate::context::Context;
 use crate::lvm::{LogicalVolume, State, VolumeGroup};
@@ -23,7 +23,9 @@ pub enum Whereabouts<'a> {
 /// Looks for the logical volume of a PersistentVolume of that name.
 #[must_use]
 pub fn of<'a>(context: &Context, state: &'a State, our: &OurVolume, name: &str) -> Whereabouts<'a> {
-    let group = state.group(&our.volume_group_uuid);
+    // What another node owns is not ours to judge.
+    let another = |group: &VolumeGroup| matches!(context.owner.ownership(&group.tags), Ownership::Another { .. });
+    let group = state.group(&our.volume_group_uuid).filter(|group| !another(group));
     if let Some(group) = group
         && let Some(volume) = group.volume_named(name)
     {
@@ -31,8 +33,10 @@ pub fn of<'a>(context: &Context, state: &'a State, our: &OurVolume, name: &str) 
     }
     let of_claim =
         |volume: &&LogicalVolume| VolumeTags::parse(&volume.tags).is_some_and(|tags| tags.claim_uid == our.claim_uid);
-    // Two groups of one name are another matter: one of them may be a copy.
-    let candidate = |group: &&VolumeGroup| group.uuid == our.volume_group_uuid || group.name != our.volume_group;
+    // Two groups of one name are another matter: one of them may be a copy. A group that vgsplit has made has no tags.
+    let candidate = |group: &&VolumeGroup| {
+        !another(group) && (group.uuid == our.volume_group_uuid || group.name != our.volume_group)
+    };
     let elsewhere = state
         .groups
         .iter()
