@@ -9,11 +9,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     cluster::{Cluster, Options},
     command::Output,
+    containerd,
     control_plane::Process,
     disks::Boot,
     folders,
     images::{Images, build_images},
-    kubernetes, lifecycle, link, packages, quarry,
+    kubernetes::Version,
+    lifecycle, link, packages, quarry,
 };
 
 /// Like `println!`, but whoever reads may stop reading.
@@ -44,6 +46,9 @@ enum Command {
         /// Memory of a node in MiB.
         #[arg(long, default_value_t = Options::default().memory)]
         memory: u32,
+        /// Which Kubernetes, such as 1.36.3; where none is named, that of $QUARRY_KUBERNETES, else the usual one.
+        #[arg(long)]
+        kubernetes: Option<Version>,
         /// Begin anew, even if a cluster of this name is up.
         #[arg(long)]
         fresh: bool,
@@ -146,7 +151,7 @@ enum Command {
         #[arg(long)]
         load: bool,
     },
-    /// Install the packages that are missing and build the Kubernetes programs.
+    /// Install the packages that are missing and build the programs of Kubernetes and containerd.
     Prepare,
     /// The relay between the namespaces; `up` starts it.
     #[command(hide = true)]
@@ -193,6 +198,7 @@ async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
         Command::Up {
             nodes,
             memory,
+            kubernetes,
             fresh,
             quarry,
         } => {
@@ -200,6 +206,7 @@ async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
                 name: name.to_owned(),
                 nodes,
                 memory,
+                kubernetes,
                 fresh,
             };
             return up(options, quarry).await;
@@ -269,7 +276,8 @@ async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Prepare => {
             packages::ensure().await?;
-            say!("{}", kubernetes::ensure().await?.display());
+            say!("{}", containerd::ensure().await?.display());
+            say!("{}", Version::asked()?.ensure().await?.display());
         }
         Command::Link { .. } => {}
     }
@@ -316,6 +324,7 @@ async fn up(options: Options, quarry: bool) -> anyhow::Result<ExitCode> {
 fn usage(cluster: &Cluster) -> anyhow::Result<()> {
     let bed = crate::program()?;
     let bed = format!("{} --name {}", bed.display(), cluster.name());
+    say!("# Kubernetes {}", cluster.kubernetes());
     say!("export KUBECONFIG={}", cluster.kubeconfig().display());
     say!("# kubectl:           {}", cluster.kubectl().display());
     say!("# run in a node:     {bed} run node1 -- lsblk");
@@ -352,7 +361,11 @@ async fn status() -> anyhow::Result<()> {
             say!("{name}: not running (`bed --name {name} down` removes what is left)");
             continue;
         };
-        say!("{name}: KUBECONFIG={}", cluster.kubeconfig().display());
+        say!(
+            "{name}: Kubernetes {}, KUBECONFIG={}",
+            cluster.kubernetes(),
+            cluster.kubeconfig().display()
+        );
         for process in Process::ALL {
             say!(
                 "  {process}: {}",
