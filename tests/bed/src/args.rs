@@ -9,11 +9,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     cluster::{Cluster, Options},
     command::Output,
+    containerd,
     control_plane::Process,
     disks::Boot,
     folders,
     images::{Images, build_images},
-    kubernetes, lifecycle, link, packages, quarry,
+    kubernetes::Version,
+    lifecycle, link, packages, quarry,
     udev::Udev,
 };
 
@@ -45,6 +47,9 @@ enum Command {
         /// Memory of a node in MiB.
         #[arg(long, default_value_t = Options::default().memory)]
         memory: u32,
+        /// Which Kubernetes, such as 1.36.3; where none is named, that of $QUARRY_KUBERNETES, else the usual one.
+        #[arg(long)]
+        kubernetes: Option<Version>,
         /// Begin anew, even if a cluster of this name is up.
         #[arg(long)]
         fresh: bool,
@@ -153,7 +158,7 @@ enum Command {
         #[arg(long)]
         load: bool,
     },
-    /// Install the packages that are missing and build the Kubernetes programs.
+    /// Install the packages that are missing and build the programs of Kubernetes and containerd.
     Prepare,
     /// The relay between the namespaces; `up` starts it.
     #[command(hide = true)]
@@ -200,6 +205,7 @@ async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
         Command::Up {
             nodes,
             memory,
+            kubernetes,
             fresh,
             udev,
             quarry,
@@ -208,6 +214,7 @@ async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
                 name: name.to_owned(),
                 nodes,
                 memory,
+                kubernetes,
                 fresh,
                 udev,
             };
@@ -280,7 +287,8 @@ async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Prepare => {
             packages::ensure().await?;
-            say!("{}", kubernetes::ensure().await?.display());
+            say!("{}", containerd::ensure().await?.display());
+            say!("{}", Version::asked()?.ensure().await?.display());
         }
         Command::Link { .. } => {}
     }
@@ -327,6 +335,7 @@ async fn up(options: Options, quarry: bool) -> anyhow::Result<ExitCode> {
 fn usage(cluster: &Cluster) -> anyhow::Result<()> {
     let bed = crate::program()?;
     let bed = format!("{} --name {}", bed.display(), cluster.name());
+    say!("# Kubernetes {}", cluster.kubernetes());
     say!("export KUBECONFIG={}", cluster.kubeconfig().display());
     say!("# kubectl:           {}", cluster.kubectl().display());
     say!("# run in a node:     {bed} run node1 -- lsblk");
@@ -363,7 +372,11 @@ async fn status() -> anyhow::Result<()> {
             say!("{name}: not running (`bed --name {name} down` removes what is left)");
             continue;
         };
-        say!("{name}: KUBECONFIG={}", cluster.kubeconfig().display());
+        say!(
+            "{name}: Kubernetes {}, KUBECONFIG={}",
+            cluster.kubernetes(),
+            cluster.kubeconfig().display()
+        );
         for process in Process::ALL {
             say!(
                 "  {process}: {}",

@@ -16,12 +16,14 @@ use kube::{
 use nix::sys::signal::Signal;
 
 use crate::{
+    containerd,
     control_plane::{ControlPlane, END_OF_LOG, Process, last_lines, stock_config},
     daemon::Running,
     error::{BedError, During, Result},
     folders,
     images::ImageRef,
-    kubernetes, lifecycle, link,
+    kubernetes::Version,
+    lifecycle, link,
     network::Namespace,
     node::Node,
     packages,
@@ -41,6 +43,8 @@ pub struct Options {
     pub nodes: usize,
     /// Memory of a node in MiB.
     pub memory: u32,
+    /// Which Kubernetes; the one that `$QUARRY_KUBERNETES` names, else the usual one, where none is.
+    pub kubernetes: Option<Version>,
     /// Take down what runs under this name, and begin anew.
     pub fresh: bool,
     /// What of udev the nodes have: all of it, or what the variable `QUARRY_UDEV` says.
@@ -53,6 +57,7 @@ impl Default for Options {
             name: "default".to_owned(),
             nodes: 3,
             memory: 1200,
+            kubernetes: None,
             fresh: false,
             udev: Udev::of_environment(),
         }
@@ -71,21 +76,30 @@ pub struct Cluster {
 impl Cluster {
     /// Brings a cluster up, or heals the one that runs under this name, and waits until all of its nodes are Ready.
     pub async fn up(options: Options) -> Result<Cluster> {
-        let whole = Step::quiet(format!("cluster {:?} is up", options.name));
+        let kubernetes = options.kubernetes.map_or_else(Version::asked, Ok)?;
+        let whole = Step::quiet(format!("cluster {:?} of Kubernetes {kubernetes} is up", options.name));
         lifecycle::check(&options)?;
         packages::ensure().await?;
-        kubernetes::ensure().await?;
+        kubernetes.ensure().await?;
+        containerd::ensure().await?;
         let cluster = {
             let _lock = state::lock(&options.name).await?;
             match State::read(&options.name) {
+                Ok(state) if !options.fresh && state.kubernetes != kubernetes => {
+                    eprintln!(
+                        "bed: the cluster that was there is of Kubernetes {}, so a new one is made",
+                        state.kubernetes
+                    );
+                    lifecycle::create(&options, kubernetes).await?
+                }
                 Ok(state) if !options.fresh && state.udev == options.udev => match lifecycle::heal(state).await {
                     Ok(cluster) => cluster,
                     Err(error) => {
                         eprintln!("bed: the cluster that was there cannot be used, so a new one is made: {error}");
-                        lifecycle::create(&options).await?
+                        lifecycle::create(&options, kubernetes).await?
                     }
                 },
-                _ => lifecycle::create(&options).await?,
+                _ => lifecycle::create(&options, kubernetes).await?,
             }
         };
         whole.done();
@@ -123,6 +137,11 @@ impl Cluster {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.state.name
+    }
+
+    /// Its version of Kubernetes.
+    pub fn kubernetes(&self) -> Version {
+        self.state.kubernetes
     }
 
     /// A kubeconfig with all rights, for use from the machine.
@@ -346,7 +365,7 @@ impl Cluster {
         let client = client(&kubeconfig).await?;
         Ok(Cluster {
             kubeconfig,
-            kubectl: kubernetes::folder()?.join("kubectl"),
+            kubectl: state.kubernetes.folder()?.join("kubectl"),
             client,
             state: Arc::new(state),
         })
@@ -364,6 +383,7 @@ impl fmt::Debug for Cluster {
 fn control_plane(state: &State) -> ControlPlane {
     ControlPlane {
         state: state.folder(),
+        kubernetes: state.kubernetes,
         namespace: Namespace::of(&state.name),
         pki: Pki::of(&state.folder()),
     }

@@ -11,7 +11,8 @@ use std::{
 use crate::{
     daemon::{Daemon, Running},
     error::{BedError, Result},
-    folders, kubernetes,
+    folders,
+    kubernetes::Version,
     network::{GATEWAY, Namespace},
     pki::Pki,
 };
@@ -91,6 +92,7 @@ type EtcFiles = Vec<(PathBuf, String)>;
 #[derive(Debug, Clone)]
 pub(crate) struct ControlPlane {
     pub(crate) state: PathBuf,
+    pub(crate) kubernetes: Version,
     pub(crate) namespace: Namespace,
     pub(crate) pki: Pki,
 }
@@ -111,10 +113,7 @@ impl ControlPlane {
             Process::ControllerManager => (self.controller_manager(), Vec::new()),
             Process::Scheduler | Process::SecondScheduler => self.scheduler(process)?,
         };
-        let program = match process {
-            Process::Etcd => PathBuf::from("etcd"),
-            _ => kubernetes::folder()?.join(process.program()),
-        };
+        let program = self.kubernetes.folder()?.join(process.program());
         Daemon {
             name: process.name().to_owned(),
             argv: std::iter::once(program.into_os_string()).chain(arguments).collect(),

@@ -24,7 +24,9 @@ use crate::{
     daemon::Running,
     disks::{self, Boot},
     error::{BedError, During, Result},
-    folders, images, kernel, link,
+    folders, images, kernel,
+    kubernetes::Version,
+    link,
     network::Namespace,
     node::Node,
     pki::Pki,
@@ -98,7 +100,7 @@ fn check_room(nodes: usize) -> Result<()> {
 }
 
 /// Makes a cluster from nothing; one of the same name is removed.
-pub(crate) async fn create(options: &Options) -> Result<Cluster> {
+pub(crate) async fn create(options: &Options, kubernetes: Version) -> Result<Cluster> {
     let name = &options.name;
     let images = images::of_the_bed().await?;
     let kernel = kernel::find().await?;
@@ -125,6 +127,7 @@ pub(crate) async fn create(options: &Options) -> Result<Cluster> {
         port: link::free_port()?,
         memory: options.memory,
         udev: options.udev,
+        kubernetes,
         kernel,
         images,
         nodes,

@@ -16,6 +16,7 @@ use tokio::{io::BufReader, net::TcpStream};
 use crate::{
     agent::{self, Answer, Request},
     command::{self, Output},
+    containerd,
     control_plane::last_lines,
     daemon::{Daemon, Running},
     disks::{self, Boot, Disk},
@@ -297,7 +298,8 @@ impl Node {
             cluster: self.cluster.name.clone(),
             bed: self.cluster.bed.clone(),
             modules: self.cluster.kernel.modules.clone(),
-            kubelet: crate::kubernetes::folder()?.join("kubelet"),
+            kubelet: self.cluster.kubernetes.folder()?.join("kubelet"),
+            containerd: containerd::folder()?,
             kubeconfig: Pki::of(&self.cluster.folder()).kubeconfig(self.name()),
             images: self.cluster.images.clone(),
             machine: boot.machine.clone().unwrap_or_default(),

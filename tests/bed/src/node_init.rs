@@ -51,6 +51,8 @@ pub(crate) struct Config {
     pub(crate) modules: PathBuf,
     /// The kubelet.
     pub(crate) kubelet: PathBuf,
+    /// The folder of containerd's programs.
+    pub(crate) containerd: PathBuf,
     /// The kubelet's kubeconfig.
     pub(crate) kubeconfig: PathBuf,
     /// Images to have before the kubelet starts.
@@ -119,7 +121,13 @@ fn first_process(path: &Path, config: &Config) -> Result<Infallible> {
     let mut services = Command::new(&config.bed)
         .arg(SERVICES)
         .env(VARIABLE, path)
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env(
+            "PATH",
+            format!(
+                "{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                config.containerd.display()
+            ),
+        )
         .env("HOME", "/root")
         .spawn()
         .during(|| format!("cannot start {}", config.bed.display()))?;

@@ -58,13 +58,14 @@ const KEPT: [(&str, &str); 3] = [
     ("pods", "/var/log/pods"),
 ];
 
-const CONTAINERD_CONFIG: &str = r#"version = 2
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "localhost/pause:1"
+const CONTAINERD_CONFIG: &str = r#"version = 4
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "localhost/pause:1"
+[plugins."io.containerd.cri.v1.runtime"]
   disable_apparmor = true
   restrict_oom_score_adj = true
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/usr/lib/cni"
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["/usr/lib/cni"]
     conf_dir = "/etc/cni/net.d"
 "#;
 

@@ -14,6 +14,7 @@ use crate::{
     folders,
     images::ImageRef,
     kernel::Kernel,
+    kubernetes::Version,
     udev::Udev,
 };
 
@@ -27,6 +28,7 @@ pub(crate) struct State {
     pub(crate) port: u16,
     /// Memory of a node in MiB.
     pub(crate) memory: u32,
+    pub(crate) kubernetes: Version,
     pub(crate) kernel: Kernel,
     pub(crate) images: Vec<ImageRef>,
     /// What of udev its nodes have.
