@@ -124,8 +124,8 @@ async fn a_command_is_run_to_its_end_without_its_caller() {
 #[tokio::test]
 async fn how_it_ended_is_told() {
     for (deed, told) in [
-        ("kill", "was killed after"),
-        ("kill-after", "was killed after"),
+        ("kill", "was killed"),
+        ("kill-after", "was killed"),
         ("fail", "failed with code 5"),
         ("fail-after", "Failed on purpose: \u{fffd}."),
         ("huge", "it wrote more than is taken"),
