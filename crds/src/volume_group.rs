@@ -79,6 +79,19 @@ pub enum Found {
     },
 }
 
+impl Found {
+    /// One that is on a disk which is not listed, so that nothing is known of it but its name.
+    #[must_use]
+    pub const fn elsewhere() -> Self {
+        Self::One {
+            uuid: String::new(),
+            ours: false,
+            missing: Vec::new(),
+            problem: None,
+        }
+    }
+}
+
 /// A volume group that was on this node, by what objects say.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Known {

@@ -79,6 +79,8 @@ pub trait Disks: Send + Sync {
     ) -> BoxFuture<'_, Vec<String>>;
     /// Of recorded disks, the physical volumes of those that are there and carry something else, or nothing.
     fn overwritten(&self, recorded: Vec<RecordedDisk>) -> BoxFuture<'_, BTreeSet<String>>;
+    /// Whether a disk or partition of this node carries a volume group of that name, listed or not.
+    fn has_group(&self, name: String) -> BoxFuture<'_, bool>;
     /// The names of the one disk that has the label of each of these physical volumes; of those with two or none, nothing.
     fn having_labels(&self, physical_volumes: BTreeSet<String>) -> BoxFuture<'_, BTreeMap<String, Vec<String>>>;
     /// The names by which devices are found again, best first.

@@ -10,8 +10,8 @@ use crate::disk_record::{RecordedDisk, RecordedGroup};
 use crate::lvm::State;
 
 /// Brings the list of devices in line with what is listed and recorded, and reads LVM anew where it has changed.
-pub async fn renew(context: &Context) {
-    let listed = listed(context);
+pub async fn renew(context: &Context, listed: BTreeSet<String>) {
+    let listed: Vec<String> = listed.into_iter().collect();
     let state = context.inventory.get();
     let recorded = context.disk_records.get().disks();
     let mut devices = allowed(context, &state, listed.clone(), recorded.clone()).await;
@@ -47,15 +47,6 @@ async fn read(context: &Context) {
     if let Err(error) = context.inventory.refresh().await {
         tracing::warn!(%error, "LVM could not be read after its devices had changed");
     }
-}
-
-/// The disks of every NodeLocalStorage of this node, in one order.
-fn listed(context: &Context) -> Vec<String> {
-    let storages = context.objects.storages.state();
-    let paths = storages
-        .iter()
-        .flat_map(|storage| storage.spec.disks.iter().map(|disk| disk.path.clone()));
-    paths.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// UUIDs of physical volumes of our groups that LVM does not see.

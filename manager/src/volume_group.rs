@@ -148,24 +148,16 @@ pub enum Pass {
 pub async fn pass(context: &Context) -> Result<Pass, GroupError> {
     let mut looked = context.groups.one.lock().await;
     let mut complete = node_local_storage::follow_classes(context).await?;
-    lvm_devices::renew(context).await;
+    // What is listed now is what LVM may open in this pass, and what is looked at.
+    let names = names_of(context);
+    let listings = listings(context, &names);
+    lvm_devices::renew(context, listings.iter().map(|listing| listing.path.clone()).collect()).await;
     complete &= take_down::finish(context).await;
-    complete &= returned::claim(context, &names_of(context)).await;
+    complete &= returned::claim(context, &names).await;
     complete &= returned::restore(context).await;
     complete &= returned::activate(context).await;
     complete &= disk_faults::renew_stale(context).await;
     let state = context.inventory.get();
-    let names = names_of(context);
-    let mut listings = Vec::new();
-    for storage in by_age(context, &names) {
-        listings.extend(storage.spec.disks.iter().map(|disk| Listing {
-            path: disk.path.clone(),
-            volume_group: storage.spec.volume_group.clone(),
-            allow_unstable_names: storage.spec.allow_unstable_names,
-        }));
-    }
-    let mut seen = BTreeSet::new();
-    listings.retain(|listing| seen.insert((listing.path.clone(), listing.volume_group.clone())));
     let mut probed = look(context, &mut looked, &listings, &state).await;
     selected::hold(context, &mut probed).await;
     // The kernel told of a disk before udev has named it: it is looked for again soon, not at the regular check.
@@ -176,12 +168,14 @@ pub async fn pass(context: &Context) -> Result<Pass, GroupError> {
     for name in &names {
         let of_group = |(listing, probed): (&Listing, &Probed)| (listing.volume_group == *name).then(|| probed.clone());
         let mut probed: Vec<Probed> = listings.iter().zip(&probed).filter_map(of_group).collect();
-        let made = plan(situation(
-            context,
-            name,
-            &state,
-            probed.iter().map(|p| p.disk.clone()).collect(),
-        ));
+        let disks: Vec<ListedDisk> = probed.iter().map(|p| p.disk.clone()).collect();
+        let mut made = plan(situation(context, name, &state, disks.clone()));
+        if matches!(made.action, Action::Create(_)) && context.disks.has_group(name.clone()).await {
+            // On a disk that is not listed, which LVM does not open: two groups of one name would block each other.
+            let mut situation = situation(context, name, &state, disks);
+            situation.found = Found::elsewhere();
+            made = plan(situation);
+        }
         let attempts = &context.groups.attempts;
         let failed = match attempts.too_early(name, &made.action) {
             Some(why) => Some(why),
@@ -254,6 +248,21 @@ fn names_of(context: &Context) -> BTreeSet<String> {
         .iter()
         .map(|storage| storage.spec.volume_group.clone())
         .collect()
+}
+
+/// The disks that NodeLocalStorages of this node list, those of older ones first, each once for a volume group.
+fn listings(context: &Context, names: &BTreeSet<String>) -> Vec<Listing> {
+    let mut listings = Vec::new();
+    for storage in by_age(context, names) {
+        listings.extend(storage.spec.disks.iter().map(|disk| Listing {
+            path: disk.path.clone(),
+            volume_group: storage.spec.volume_group.clone(),
+            allow_unstable_names: storage.spec.allow_unstable_names,
+        }));
+    }
+    let mut seen = BTreeSet::new();
+    listings.retain(|listing| seen.insert((listing.path.clone(), listing.volume_group.clone())));
+    listings
 }
 
 fn by_age(context: &Context, names: &BTreeSet<String>) -> Vec<Arc<NodeLocalStorage>> {

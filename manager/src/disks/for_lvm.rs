@@ -98,6 +98,22 @@ impl Prober {
         found.into_iter().filter_map(single).collect()
     }
 
+    /// Whether a disk or partition of this node carries a volume group of that name.
+    pub(super) async fn has_group(&self, name: String) -> bool {
+        let host = Arc::clone(&self.host);
+        let disks = tokio::task::spawn_blocking(move || host.disks_and_partitions()).await;
+        for facts in disks.unwrap_or_default() {
+            if self.host.health.hangs(facts.device.clone()).await {
+                continue;
+            }
+            let read = tokio::task::spawn_blocking(move || lvm_label::volume_group(Path::new(&facts.device)));
+            if matches!(read.await, Ok(Ok(Some(found))) if found == name) {
+                return true;
+            }
+        }
+        false
+    }
+
     /// The names of devices by which they are found again, best first, the kernel's own last.
     pub(super) async fn names_of(&self, numbers: BTreeSet<(u32, u32)>) -> BTreeMap<(u32, u32), Vec<String>> {
         let host = Arc::clone(&self.host);

@@ -57,6 +57,10 @@ impl Disks for Prober {
         Self::overwritten(self, recorded).boxed()
     }
 
+    fn has_group(&self, name: String) -> BoxFuture<'_, bool> {
+        Self::has_group(self, name).boxed()
+    }
+
     fn having_labels(&self, physical_volumes: BTreeSet<String>) -> BoxFuture<'_, BTreeMap<String, Vec<String>>> {
         Self::having_labels(self, physical_volumes).boxed()
     }

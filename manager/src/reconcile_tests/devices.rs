@@ -1,5 +1,6 @@
 //! What LVM may open, and whose volume groups are acted upon.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -102,7 +103,7 @@ async fn a_group_that_no_class_names_stays_known_also_after_a_restart() {
     bench.keep_records(DiskRecords::open(folder.path()).await);
     bench.lvm.allow_devices(vec![]);
     bench.refresh().await;
-    lvm_devices::renew(&bench.context).await;
+    lvm_devices::renew(&bench.context, BTreeSet::new()).await;
     assert_eq!(opened(&bench), [DISK]);
     assert_eq!(bench.context.inventory.get().groups.len(), 1);
 
@@ -149,6 +150,21 @@ async fn a_disk_that_an_administrator_added_is_found_by_its_label() {
     bench.disks.lock().labels.clear();
     bench.pass().await;
     assert_eq!(opened(&bench), [DISK, SECOND_DISK], "it is recorded");
+}
+
+#[tokio::test]
+async fn no_group_is_made_where_another_has_its_name() {
+    let mut bench = Bench::bare(class("WaitForFirstConsumer")).await;
+    bench.disks.lock().elsewhere = Some("fast".to_owned());
+    for _ in 0..3 {
+        bench.sync();
+        bench.pass().await;
+    }
+    assert_eq!(condition(&bench, "Ready").0, "ForeignVolumeGroup");
+    assert!(bench.lvm.by_hand(|state| state.groups.is_empty()));
+    bench.disks.lock().elsewhere = Some("other".to_owned());
+    bench.pass().await;
+    assert_eq!(bench.lvm.by_hand(|state| state.groups.len()), 1);
 }
 
 /// The group of the bench with these tags of an owner instead of its own.

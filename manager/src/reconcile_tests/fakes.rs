@@ -69,6 +69,8 @@ pub struct Said {
     pub stale: bool,
     /// How often it was looked at.
     pub looks: usize,
+    /// The volume group that a disk carries which is not listed.
+    pub elsewhere: Option<String>,
     /// Whether recorded disks carry something else now.
     pub overwritten: bool,
     /// The disks of every model.
@@ -175,6 +177,11 @@ impl Disks for Probe {
             .filter(|_| overwritten)
             .map(|disk| disk.physical_volume);
         futures::future::ready(all.collect()).boxed()
+    }
+
+    fn has_group(&self, name: String) -> BoxFuture<'_, bool> {
+        let has = self.lock().elsewhere.as_ref() == Some(&name);
+        futures::future::ready(has).boxed()
     }
 
     fn having_labels(&self, physical_volumes: BTreeSet<String>) -> BoxFuture<'_, BTreeMap<String, Vec<String>>> {
