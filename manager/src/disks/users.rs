@@ -63,9 +63,10 @@ fn targets(sys: &Path, number: (u32, u32)) -> Vec<String> {
     found
 }
 
-/// Processes that have it open or mapped, whatever they call it; this one is not meant.
+/// Processes that have it open or mapped, whatever they call it; this one and the programs that it runs are not meant.
 pub(crate) fn processes(proc: &Path, number: (u32, u32)) -> Vec<String> {
     let this = std::process::id().to_string();
+    let is_ours = |directory: &Path| parent(directory).as_ref() == Some(&this);
     let mut found = Vec::new();
     let names = names_in(proc);
     for process in names
@@ -73,6 +74,9 @@ pub(crate) fn processes(proc: &Path, number: (u32, u32)) -> Vec<String> {
         .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()) && *name != this)
     {
         let directory = proc.join(&process);
+        if is_ours(&directory) {
+            continue;
+        }
         let files = directory.join("fd");
         let opens = names_in(&files)
             .into_iter()
@@ -86,6 +90,12 @@ pub(crate) fn processes(proc: &Path, number: (u32, u32)) -> Vec<String> {
         }
     }
     found
+}
+
+/// The process that started one, by proc(5)'s `stat`: the second word after the name, which can have blanks and brackets in it.
+fn parent(process: &Path) -> Option<String> {
+    let stat = read(process, "stat")?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1).map(str::to_owned)
 }
 
 /// Whether an open file is that device. In a container it can have any name.
@@ -146,6 +156,12 @@ mod tests {
             fs::write(proc.join(process).join("comm"), format!("{name}\n")).expect("written");
         }
         symlink(&device, proc.join("7/fd/3")).expect("linked");
+        // A program that we run ourselves, such as the one that wipes.
+        fs::create_dir_all(proc.join("10/fd")).expect("made");
+        symlink(&device, proc.join("10/fd/3")).expect("linked");
+        let stat = format!("10 (a (b) c) S {} 10 0", std::process::id());
+        fs::write(proc.join("10/stat"), stat).expect("written");
+        fs::write(proc.join("7/stat"), "7 (mysqld) S 1 7 0").expect("written");
         symlink("socket:[17]", proc.join("9/fd/3")).expect("linked");
         symlink("/dev/null", proc.join("9/fd/4")).expect("linked");
         let map = format!("7f00-7f01 rw-s 00000000 00:05 99    {}\n", device.display());

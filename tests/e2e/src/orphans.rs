@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::case;
 use crate::objects::{Claim, Class, PodSpec};
+use crate::outages::while_away;
 use crate::test::{Case, PATIENCE, Test};
 
 /// The cases.
@@ -35,13 +36,17 @@ async fn orphan(test: &Test, class: &str, claim: &str) -> Result<String> {
         let params = PatchParams::default();
         test.volumes().patch(&volume, &params, &Patch::Merge(patch)).await
     };
-    // So that nobody deletes its logical volume with the claim.
-    change(json!({"spec": {"persistentVolumeReclaimPolicy": "Retain"}})).await?;
-    test.delete_pod(claim).await?;
-    test.delete_claim(claim).await?;
-    change(json!({"metadata": {"finalizers": null}})).await?;
-    test.volumes().delete(&volume, &DeleteParams::default()).await?;
-    test.volume_gone(&volume).await?;
+    // So that nobody deletes its logical volume with the claim. A manager that sees this policy marks the volume as one that is to
+    // be kept, and never removes it.
+    let gone = async {
+        change(json!({"spec": {"persistentVolumeReclaimPolicy": "Retain"}})).await?;
+        test.delete_pod(claim).await?;
+        test.delete_claim(claim).await?;
+        change(json!({"metadata": {"finalizers": null}})).await?;
+        test.volumes().delete(&volume, &DeleteParams::default()).await?;
+        test.volume_gone(&volume).await
+    };
+    while_away(test, &["quarry-manager"], gone).await?;
     Ok(volume)
 }
 

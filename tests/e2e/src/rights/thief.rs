@@ -87,9 +87,10 @@ impl Thief {
         let processes = node.run_ok(["pgrep", "-x", program]).await?;
         // While a pod is replaced, the one that goes may still be there, with its token gone.
         for process in processes.lines() {
-            // /var/run is a link to /run in some images, which would lead out of the container.
+            // /var/run is a link to /run in some images, which would lead out of the container. The link `token` may be owned by the
+            // user of the container, and the kernel follows it for nobody else (fs.protected_symlinks).
             for folder in ["var/run", "run"] {
-                let path = format!("/proc/{process}/root/{folder}/secrets/kubernetes.io/serviceaccount/token");
+                let path = format!("/proc/{process}/root/{folder}/secrets/kubernetes.io/serviceaccount/..data/token");
                 let output = node.run(["cat", &path]).await?;
                 if output.success() {
                     return Self::with(test, output.stdout.trim()).await;
