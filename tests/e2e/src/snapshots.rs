@@ -7,7 +7,7 @@ use kube::ResourceExt;
 
 use crate::case;
 use crate::objects::{Claim, PodSpec};
-use crate::test::{Case, Test};
+use crate::test::{Case, PATIENCE, Test};
 
 /// The cases.
 pub const CASES: &[Case] = &[case!(a_snapshot_made_by_hand_is_held)];
@@ -54,6 +54,13 @@ async fn a_snapshot_made_by_hand_is_held(test: &Test) -> Result<()> {
     node.run_ok(["lvcreate", "-s", "-n", "backup", "-L", "64M", &origin])
         .await?;
 
+    // The mark of what was handed out is a change and a reading of its own, up to a minute later.
+    test.wait("it is marked as ready", PATIENCE, || async {
+        let row = test.logical_volume("node1", &volume).await?.context("it is gone")?;
+        let tags = row["lv_tags"].as_str().unwrap_or_default();
+        Ok(tags.contains("quarry.state=ready").then_some(()))
+    })
+    .await?;
     for used in ["in use", "closed"] {
         if used == "closed" {
             test.delete_pod("user").await?;

@@ -24,7 +24,7 @@ type Rules = BTreeMap<String, BTreeSet<String>>;
 
 const READ: &[&str] = &["get", "list", "watch"];
 
-/// What every ServiceAccount may do in Kubernetes.
+/// What every ServiceAccount may do in each version of Kubernetes; newer ones allow a little more.
 const EVERYONE: &[(&str, &[&str])] = &[
     ("authentication.k8s.io/selfsubjectreviews", &["create"]),
     ("authorization.k8s.io/selfsubjectaccessreviews", &["create"]),
@@ -140,13 +140,28 @@ async fn may(thief: &Thief, namespace: &str) -> Result<Rules> {
 async fn service_accounts_may_do_no_more_than_they_need(test: &Test) -> Result<()> {
     let manager = Thief::of_process(test, "node1", "quarry-manager").await?;
     let extender = Thief::of_process(test, "node1", "quarry-extender").await?;
+    // What this version allows to whoever has a ServiceAccount.
+    let token = test
+        .bed
+        .kubectl(&["-n", &test.name, "create", "token", "default"])
+        .await?;
+    let anybody = may(&Thief::with(test, token.trim()).await?, &test.name).await?;
+    let expected = rules(EVERYONE.iter());
+    ensure!(
+        expected.keys().all(|of| anybody.contains_key(of)),
+        "anybody: {anybody:#?}"
+    );
+    let with_anybody = |mut own: Rules| {
+        own.extend(anybody.clone());
+        own
+    };
     for namespace in ["default", "kube-system", NAMESPACE] {
         let here = if namespace == NAMESPACE { MANAGER_HERE } else { &[] };
-        let wanted = rules(EVERYONE.iter().chain(MANAGER).chain(here));
+        let wanted = with_anybody(rules(MANAGER.iter().chain(here)));
         let found = may(&manager, namespace).await?;
         ensure!(found == wanted, "manager in {namespace}: {found:#?}");
         let here = if namespace == NAMESPACE { EXTENDER_HERE } else { &[] };
-        let wanted = rules(EVERYONE.iter().chain(EXTENDER).chain(here));
+        let wanted = with_anybody(rules(EXTENDER.iter().chain(here)));
         let found = may(&extender, namespace).await?;
         ensure!(found == wanted, "extender in {namespace}: {found:#?}");
     }
