@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kube::ResourceExt;
+use kube::api::{Patch, PatchParams};
 use quarry_bed::{Guest, Node};
 use quarry_crds::node_local_storage::{NodeLocalStorageStatus, condition, phase};
+use serde_json::json;
 
 use crate::case;
 use crate::fixtures;
@@ -431,6 +433,17 @@ async fn two_of_one_name(test: &Test) -> Result<()> {
     serve(test, &class, "data", "500Mi").await?;
     let before = checksum_of(&moved.disk.file)?;
     node.plug_disks(std::slice::from_ref(&moved)).await?;
+    // It is not listed, and so not looked at: claims are served as before.
+    serve(test, &class, "more", "500Mi").await?;
+    reads(test, "data").await?;
+    let patch = json!({
+        "apiVersion": "quarry.dev/v1alpha1", "kind": "NodeLocalStorage", "metadata": {"name": format!("{class}.node1")},
+        "spec": {"disks": [{"path": moved.disk.id}]},
+    });
+    let storage = format!("{class}.node1");
+    test.storages()
+        .patch(&storage, &PatchParams::apply("administrator"), &Patch::Apply(patch))
+        .await?;
     let held = status(test, &class, "both are seen", |status| {
         is_told(
             status,
