@@ -52,23 +52,23 @@ impl Image {
             .as_ref()
             .map(|uuid| format!("--norestorefile --uuid {uuid}"))
             .unwrap_or_default();
-        let other_uuid = self.group_uuid.as_ref().map(|uuid| {
-            format!(
-                "vgcfgbackup -q --devices $L -f /run/{claim}.vg {group} >/dev/null
-                 old=$(vgs --devices $L --noheadings -o vg_uuid {group} | tr -d ' ')
-                 sed -i \"s/$old/{uuid}/; s/seqno = .*/seqno = 999/\" /run/{claim}.vg
-                 vgcfgrestore -q --devices $L -f /run/{claim}.vg {group} >/dev/null"
-            )
-        });
+        // Made under a name of its own, as LVM makes no group whose name is in /dev; what is pretended is written into its metadata.
+        let uuid = self
+            .group_uuid
+            .as_ref()
+            .map(|uuid| format!("; s/$old/{uuid}/; s/seqno = .*/seqno = 999/"));
         let script = format!(
             "rm -f {file}; truncate -s 64M {file}; L=$(losetup -f --show {file})
              pvcreate -q --devices $L {label} $L >/dev/null
-             vgcreate -q --devices $L {GROUP_TAGS} {group} $L >/dev/null
+             vgcreate -q --devices $L {GROUP_TAGS} image-{claim} $L >/dev/null
              lvcreate -q --devices $L -an -Wn -Zn -l 3 -n pvc-{claim_uid} {VOLUME_TAGS} \
-                --addtag quarry.pvc-uid={claim_uid} {group} >/dev/null 2>&1
-             {}
+                --addtag quarry.pvc-uid={claim_uid} image-{claim} >/dev/null 2>&1
+             old=$(vgs --devices $L --noheadings -o vg_uuid image-{claim} | tr -d ' ')
+             vgcfgbackup -q --devices $L -f /run/{claim}.vg image-{claim} >/dev/null
+             sed -i \"s/^image-{claim} {{/{group} {{/{}\" /run/{claim}.vg
+             vgcfgrestore -q --devices $L -f /run/{claim}.vg {group} >/dev/null
              sync; losetup -d $L",
-            other_uuid.unwrap_or_default()
+            uuid.unwrap_or_default()
         );
         shell(node, &script).await.with_context(|| format!("making {file}"))?;
         Ok(file)
@@ -252,7 +252,10 @@ async fn reads(node: &Node) -> Result<String> {
 
 async fn lvm_reads_no_device_but_the_disks_of_its_groups(test: &Test) -> Result<()> {
     let node = test.bed.node("node1")?;
-    let gone = format!("for i in $(seq {FOREIGN}); do dmsetup remove --retry foreign-$i 2>/dev/null; done; true");
+    let gone = format!(
+        "for i in $(seq {FOREIGN}); do dmsetup remove --retry foreign-$i 2>/dev/null; done
+         for L in $(losetup -n -O NAME -j /run/foreign.img); do losetup -d $L; done; rm -f /run/foreign.img"
+    );
     node.run_ok(["sh", "-c", &gone]).await?;
     let result = beside_many(test, &node).await;
     node.run_ok(["sh", "-c", &gone]).await?;
@@ -267,8 +270,11 @@ async fn beside_many(test: &Test, node: &Node) -> Result<()> {
         ))
         .await?;
     test.ready(&class, 1).await?;
-    let make =
-        format!("for i in $(seq {FOREIGN}); do echo '0 131072 zero' | dmsetup create foreign-$i; done; udevadm settle");
+    // Each is a disk as far as LVM can tell.
+    let make = format!(
+        "rm -f /run/foreign.img; truncate -s 64M /run/foreign.img; L=$(losetup -f --show /run/foreign.img)
+         for i in $(seq {FOREIGN}); do echo \"0 131072 linear $L 0\" | dmsetup create foreign-$i; done; udevadm settle"
+    );
     shell(node, &make).await?;
     // udev looks at each once.
     let before = test

@@ -23,7 +23,7 @@ pub const CASES: &[Case] = &[
 ];
 
 /// The file by which udev names a model, and the model.
-const RULE: &str = "/run/udev/rules.d/99-selected.rules";
+const RULE: &str = "/etc/udev/rules.d/99-selected.rules";
 const MODEL: &str = "Selected Disk";
 
 /// The reason that is published for a disk of a class on node1.
@@ -59,7 +59,7 @@ async fn a_disk_that_somebody_has_open_is_refused(test: &Test) -> Result<()> {
             "loop device /dev/loop",
             format!("for L in $(losetup -n -O NAME -j {disk}); do losetup -d $L; done"),
         ),
-        ("program", open, "(sleep)", "pkill -f 'sleep 100000'; true".to_owned()),
+        ("program", open, "(sleep)", "pkill -f 'sleep 10000[0]'; true".to_owned()),
     ];
     for (what, begin, told, end) in users {
         node.run_ok(["sh", "-c", &begin]).await?;
