@@ -196,6 +196,12 @@ async fn volumes_come_back_after_their_disk_has_lost_its_beginning(test: &Test) 
         ])
         .await?;
     let uuid = uuid.trim();
+    let devices = format!(
+        "for volume in $(dmsetup info -c --noheadings -o name -S 'vg_name=\"{class}\"'); do dmsetup remove \"$volume\"; done"
+    );
+    node.run_ok(["sh", "-e", "-c", &devices])
+        .await
+        .context("dmsetup remove")?;
     node.run_ok(["pvcreate", "--uuid", uuid, "--restorefile", &backup, &disk])
         .await
         .context("pvcreate")?;
