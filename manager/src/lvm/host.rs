@@ -11,6 +11,9 @@ use super::nodes::Nodes;
 use super::operations::{Backend, Engine, Mutation};
 use super::{CreateVolume, LogicalVolume, ReportError, State, VolumeRef, links, report, seen, stacked};
 
+/// Where it is, LVM of the host forgets what it remembers of physical volumes.
+const NEW_HINTS: &str = "/run/lvm/newhints";
+
 /// The LVM of this host.
 pub type HostLvm = Engine<Host>;
 
@@ -294,6 +297,13 @@ impl Backend for Host {
             Mutation::SetActive { volume, active: true } => Some(volume.group.name.clone()),
             _ => None,
         };
+        let relabels = matches!(
+            mutation,
+            Mutation::CreateGroup(_)
+                | Mutation::ExtendGroup { .. }
+                | Mutation::RemoveGroup(_)
+                | Mutation::RemoveLabels { .. }
+        );
         async move {
             if self.has_no_device() {
                 return Err(CommandError {
@@ -308,6 +318,13 @@ impl Backend for Host {
             }
             let line = self.finish(self.line(mutation));
             let result = self.changing.run(line.label, line.arguments).await;
+            if relabels && !self.metadata_only {
+                // The host's LVM remembers which devices are physical volumes, and is told by this that it has to look again (lvm2,
+                // lib/label/hints.c); commands that are given their devices do not tell it.
+                if let Err(error) = tokio::fs::write(NEW_HINTS, b"").await {
+                    tracing::debug!(%error, file = NEW_HINTS, "the LVM of the host is not told of a change");
+                }
+            }
             if let Some(group) = nodes {
                 let nodes = self.finish(Line::new("vgmknodes", &[]).with([group]));
                 self.changing.run(nodes.label, nodes.arguments).await?;
