@@ -152,11 +152,16 @@ async fn long_wipes(test: &Test, node: &Node, disk: &str) -> Result<()> {
         test.said("PersistentVolumeClaim", "slow0", &["Wiping", "is being made zeros"])
             .await?
     );
-    let metrics = test.manager_metrics("node1").await?;
+    // The others are being made meanwhile, on the same slow disk.
+    let writing = format!("quarry_wipes{{vg=\"{slow}\",of=\"new\",phase=\"writing\"}} 4");
+    let metrics = test
+        .wait("as many are written as may be at a time", PATIENCE, || async {
+            let metrics = test.manager_metrics("node1").await?;
+            Ok(metrics.lines().any(|line| line == writing).then_some(metrics))
+        })
+        .await?;
     let figures: Vec<&str> = metrics.lines().filter(|line| line.starts_with("quarry_wipe")).collect();
     println!("   {}", figures.join("\n   "));
-    let writing = format!("quarry_wipes{{vg=\"{slow}\",of=\"new\",phase=\"writing\"}} 4");
-    ensure!(figures.contains(&writing.as_str()), "{writing} is not in {figures:?}");
     for block in [false, true] {
         let name = format!("fast-{}", if block { "raw" } else { "files" });
         let claim = Claim::new(&name, &fast, "64Mi").selected("node1");
