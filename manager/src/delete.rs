@@ -357,29 +357,36 @@ async fn delete_object(volume: &PersistentVolume, context: &Context) -> Result<(
     release(volume, context).await
 }
 
-/// Takes our finalizer off, under the UID that was seen.
+/// How often the finalizer is tried to be taken off where others change the object at the same time.
+const RELEASES: usize = 5;
+
+/// Takes our finalizer off, under the UID that was seen. One that the node does not hear of would be left for good if it were given up
+/// for a change by somebody else: its logical volume, by which it was found, is gone.
 async fn release(volume: &PersistentVolume, context: &Context) -> Result<(), DeleteError> {
     let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
-    let Some(live) = volumes.get_opt(&volume.name_any()).await? else {
-        return Ok(());
-    };
-    if live.uid() != volume.uid() {
-        return Ok(());
+    for attempt in 1..=RELEASES {
+        let Some(live) = volumes.get_opt(&volume.name_any()).await? else {
+            return Ok(());
+        };
+        if live.uid() != volume.uid() {
+            return Ok(());
+        }
+        let left: Vec<&String> = live
+            .finalizers()
+            .iter()
+            .filter(|finalizer| *finalizer != VOLUME_FINALIZER)
+            .collect();
+        let patch = json!({"metadata": {"resourceVersion": live.resource_version(), "finalizers": left}});
+        match volumes
+            .patch(&volume.name_any(), &PatchParams::default(), &Patch::Merge(patch))
+            .await
+        {
+            Err(kube::Error::Api(status)) if status.is_conflict() && attempt < RELEASES => {}
+            Err(kube::Error::Api(status)) if status.is_not_found() => return Ok(()),
+            other => return other.map(drop).map_err(Into::into),
+        }
     }
-    let left: Vec<&String> = live
-        .finalizers()
-        .iter()
-        .filter(|finalizer| *finalizer != VOLUME_FINALIZER)
-        .collect();
-    let patch = json!({"metadata": {"resourceVersion": live.resource_version(), "finalizers": left}});
-    match volumes
-        .patch(&volume.name_any(), &PatchParams::default(), &Patch::Merge(patch))
-        .await
-    {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    Ok(())
 }
 
 /// Failures that are said only when they last: kubelet lets go of a volume some seconds after its claim is gone.
