@@ -66,7 +66,7 @@ impl Image {
              old=$(vgs --devices $L --noheadings -o vg_uuid image-{claim} | tr -d ' ')
              vgcfgbackup -q --devices $L -f /run/{claim}.vg image-{claim} >/dev/null
              sed -i \"s/^image-{claim} {{/{group} {{/{}\" /run/{claim}.vg
-             vgcfgrestore -q --devices $L -f /run/{claim}.vg {group} >/dev/null
+             vgcfgrestore -q -y --devices $L -f /run/{claim}.vg {group} >/dev/null
              sync; losetup -d $L",
             uuid.unwrap_or_default()
         );
