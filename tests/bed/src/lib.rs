@@ -40,6 +40,8 @@ mod pki;
 mod quarry;
 mod state;
 mod step;
+mod storage_suite;
+mod suite_report;
 
 use std::{env, path::PathBuf};
 
