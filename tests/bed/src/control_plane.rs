@@ -284,7 +284,8 @@ pub(crate) fn stock_config() -> String {
     )
 }
 
-fn flag(name: &str, path: impl AsRef<Path>) -> OsString {
+/// A flag that names a file.
+pub(crate) fn flag(name: &str, path: impl AsRef<Path>) -> OsString {
     let mut flag = OsString::from(name);
     flag.push(path.as_ref());
     flag
