@@ -7,7 +7,7 @@ CASES ?=
 CARGO_DENY := 0.20.2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit fuzz fuzz-build breaks e2e torture bench storage-suite cluster cluster-down image install-plugin lint deny fmt crds clean bed
+.PHONY: help demo test unit fuzz fuzz-build breaks e2e torture bench cluster cluster-down image install-plugin lint deny fmt crds clean bed
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,12 +58,6 @@ FIGURES ?=
 bench: bed ## figures beside their goals, see docs/performance.md; some of them: make bench FIGURES="extender index" (root)
 	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build -q --release --target $(FUZZ_HOST) -p quarry-bench
 	QUARRY_PROFILE=release QUARRY_BED=$(CURDIR)/target/debug/bed target/$(FUZZ_HOST)/release/quarry-bench $(FIGURES)
-
-# What its classes bind with where a case does not say, and a regular expression for the names of the cases.
-BINDING ?= WaitForFirstConsumer
-FOCUS ?=
-storage-suite: bed ## the storage suite of Kubernetes: make storage-suite BINDING=Immediate FOCUS=topology (root)
-	$(CARGO) run -q -p quarry-bed --bin bed -- storage-suite --binding $(BINDING) '$(FOCUS)'
 
 cluster: ## bring up a cluster with Quarry on it and say how to use it (root)
 	$(CARGO) run -q -p quarry-bed --bin bed -- up --quarry

@@ -15,7 +15,7 @@ use crate::{
     folders,
     images::{Images, build_images},
     kubernetes::Version,
-    lifecycle, link, packages, quarry, storage_suite,
+    lifecycle, link, packages, quarry,
     udev::Udev,
 };
 
@@ -158,14 +158,6 @@ enum Command {
         #[arg(long)]
         load: bool,
     },
-    /// Bring the cluster up with Quarry and run the storage suite of Kubernetes on it.
-    StorageSuite {
-        /// When the volumes of the suite's classes are bound, where a case does not say: WaitForFirstConsumer or Immediate.
-        #[arg(long, default_value = "WaitForFirstConsumer")]
-        binding: String,
-        /// Only cases whose names this regular expression fits.
-        focus: Option<String>,
-    },
     /// Install the packages that are missing and build the programs of Kubernetes and containerd.
     Prepare,
     /// The relay between the namespaces; `up` starts it.
@@ -297,14 +289,6 @@ async fn perform(name: &str, command: Command) -> anyhow::Result<ExitCode> {
             packages::ensure().await?;
             say!("{}", containerd::ensure().await?.display());
             say!("{}", Version::asked()?.ensure().await?.display());
-        }
-        Command::StorageSuite { binding, focus } => {
-            let options = Options {
-                name: name.to_owned(),
-                ..Options::default()
-            };
-            let passed = storage_suite::run(options, &binding, focus.as_deref()).await?;
-            return Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Command::Link { .. } => {}
     }

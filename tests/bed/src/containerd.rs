@@ -25,7 +25,6 @@ fn module() -> GoModule {
             "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
             "github.com/containerd/containerd/v2/cmd/ctr",
         ],
-        tests: &[],
         // The nodes keep layers in an overlay: what is not needed is not built.
         tags: "no_btrfs,no_devmapper,no_zfs",
         linker_flags: format!(

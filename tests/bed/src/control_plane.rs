@@ -284,8 +284,7 @@ pub(crate) fn stock_config() -> String {
     )
 }
 
-/// A flag that names a file.
-pub(crate) fn flag(name: &str, path: impl AsRef<Path>) -> OsString {
+fn flag(name: &str, path: impl AsRef<Path>) -> OsString {
     let mut flag = OsString::from(name);
     flag.push(path.as_ref());
     flag

@@ -26,8 +26,6 @@ pub(crate) struct GoModule {
     pub(crate) pinned: (&'static str, &'static str),
     /// The packages of the programs; a program has the last part of the name.
     pub(crate) packages: &'static [&'static str],
-    /// The packages of test programs, which are called like them, with `.test` at the end.
-    pub(crate) tests: &'static [&'static str],
     /// Tags of the build, separated by commas.
     pub(crate) tags: &'static str,
     /// Flags for the linker.
@@ -54,7 +52,7 @@ impl GoModule {
             return Ok(folder);
         }
         let module = self.lay_out(&folder)?;
-        let names: Vec<_> = missing.iter().map(Target::program).collect();
+        let names: Vec<_> = missing.iter().map(|package| program(package)).collect();
         let step = Step::begin(format!(
             "building {} of {} (minutes, once for every version)",
             names.join(", "),
@@ -64,8 +62,8 @@ impl GoModule {
         folders::make(&unfinished)?;
         self.build(&unfinished, &module, &missing).await?;
         for name in names {
-            let finished = folder.join(&name);
-            std::fs::rename(unfinished.join(&name), &finished)
+            let finished = folder.join(name);
+            std::fs::rename(unfinished.join(name), &finished)
                 .during(|| format!("cannot put {} in its place", finished.display()))?;
         }
         // Only what was built was in it.
@@ -86,15 +84,14 @@ impl GoModule {
         Ok(module)
     }
 
-    fn missing(&self, folder: &Path) -> Vec<Target> {
-        let programs = self.packages.iter().copied().map(Target::Program);
-        let tests = self.tests.iter().copied().map(Target::Test);
-        let all = programs.chain(tests);
-        all.filter(|target| !folder.join(target.program()).exists()).collect()
+    fn missing(&self, folder: &Path) -> Vec<&'static str> {
+        let there = |package: &&str| folder.join(program(package)).exists();
+        let packages = self.packages.iter().copied();
+        packages.filter(|package| !there(package)).collect()
     }
 
-    /// All programs in one run of go, which compiles what they share once and links them side by side; then each of the tests.
-    async fn build(&self, unfinished: &Path, module: &Path, targets: &[Target]) -> Result<()> {
+    /// All in one run of go, which compiles what they share once and links them side by side.
+    async fn build(&self, unfinished: &Path, module: &Path, packages: &[&str]) -> Result<()> {
         let flags = [
             "-buildvcs=false",
             "-trimpath",
@@ -105,48 +102,16 @@ impl GoModule {
         ];
         // With a slash at its end it is a folder to go, even for one program.
         let output = unfinished.join("");
-        let programs = targets.iter().filter_map(|target| match target {
-            Target::Program(package) => Some(OsStr::new(package)),
-            Target::Test(_) => None,
-        });
         let mut argv: Vec<&OsStr> = ["go", "build"].iter().chain(&flags).map(OsStr::new).collect();
         argv.extend([OsStr::new("-o"), output.as_ref()]);
-        let before = argv.len();
-        argv.extend(programs);
-        if argv.len() > before {
-            run_go(module, &argv).await?;
-        }
-        for target in targets.iter().filter(|target| matches!(target, Target::Test(_))) {
-            let output = unfinished.join(target.program());
-            let mut argv: Vec<&OsStr> = ["go", "test", "-c"].iter().chain(&flags).map(OsStr::new).collect();
-            argv.extend([OsStr::new("-o"), output.as_ref(), OsStr::new(target.package())]);
-            run_go(module, &argv).await?;
-        }
-        Ok(())
+        argv.extend(packages.iter().map(OsStr::new));
+        run_go(module, &argv).await.map(drop)
     }
 }
 
-/// A package, and what is made of it.
-enum Target {
-    Program(&'static str),
-    Test(&'static str),
-}
-
-impl Target {
-    fn package(&self) -> &'static str {
-        match self {
-            Target::Program(package) | Target::Test(package) => package,
-        }
-    }
-
-    /// The name that go gives to what it makes.
-    fn program(&self) -> String {
-        let last = self.package().rsplit('/').next().unwrap_or_default();
-        match self {
-            Target::Program(_) => last.to_owned(),
-            Target::Test(_) => format!("{last}.test"),
-        }
-    }
+/// The program that go makes of a package.
+fn program(package: &str) -> &str {
+    package.rsplit('/').next().unwrap_or(package)
 }
 
 /// Runs go in a module; its error names the remedy where there is no Go.

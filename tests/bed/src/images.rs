@@ -73,56 +73,18 @@ async fn pause() -> Result<ImageRef> {
     if !archive.exists() {
         let step = Step::quiet("the pause image");
         folders::make(&context)?;
-        std::fs::copy(busybox(), context.join("busybox")).during(|| "cannot copy busybox".to_owned())?;
+        let busybox = ["/usr/bin/busybox", "/bin/busybox"]
+            .into_iter()
+            .map(Path::new)
+            .find(|path| path.exists());
+        std::fs::copy(busybox.unwrap_or(Path::new("/bin/busybox")), context.join("busybox"))
+            .during(|| "cannot copy busybox".to_owned())?;
         build_text(&context, PAUSE_FILE, PAUSE).await?;
         save(PAUSE, &archive).await?;
         step.done();
     }
     Ok(ImageRef {
         reference: PAUSE.to_owned(),
-        archive,
-    })
-}
-
-/// The static busybox of the machine.
-pub(crate) fn busybox() -> PathBuf {
-    let places = ["/usr/bin/busybox", "/bin/busybox"].map(PathBuf::from);
-    let found = places.iter().find(|path| path.exists());
-    found.unwrap_or(&places[1]).clone()
-}
-
-/// An image that stands for one of a registry: its name there, how it is made, and the program in it.
-pub(crate) struct SuiteImage<'a> {
-    pub(crate) reference: &'a str,
-    pub(crate) text: &'a str,
-    pub(crate) program: PathBuf,
-}
-
-/// The image under its name, built if the cache does not have it.
-pub(crate) async fn of_suite(image: &SuiteImage<'_>) -> Result<ImageRef> {
-    let storage = Storage::open().await?;
-    let built = build_of_suite(image).await;
-    storage.close().await?;
-    built
-}
-
-async fn build_of_suite(image: &SuiteImage<'_>) -> Result<ImageRef> {
-    let file_name = image.reference.replace(['/', ':'], "_");
-    let archive = folders::cache()?.join("images").join(format!("{file_name}.tar"));
-    if !archive.exists() {
-        base().await?;
-        let step = Step::quiet(format!("the image {}", image.reference));
-        let context = folders::cache()?.join("images").join(&file_name);
-        folders::make(&context)?;
-        let name = image.program.file_name().unwrap_or_default();
-        std::fs::copy(&image.program, context.join(name))
-            .during(|| format!("cannot copy {}", image.program.display()))?;
-        build_text(&context, image.text, image.reference).await?;
-        save(image.reference, &archive).await?;
-        step.done();
-    }
-    Ok(ImageRef {
-        reference: image.reference.to_owned(),
         archive,
     })
 }

@@ -37,10 +37,9 @@ macro_rules! release {
 const RELEASES: [Release; 3] = [release!("1.37.2"), release!("1.36.3"), release!("1.35.4")];
 
 /// Kept beside go.mod of each version.
-const FILES: [(&str, &str); 3] = [
+const FILES: [(&str, &str); 2] = [
     ("tools.go", include_str!("../kubernetes/tools.go")),
     ("etcd/main.go", include_str!("../kubernetes/etcd/main.go")),
-    ("suite/suite_test.go", include_str!("../kubernetes/suite/suite_test.go")),
 ];
 
 /// A version of Kubernetes that the bed can build, such as `1.37.2`.
@@ -78,23 +77,9 @@ impl Version {
                 "k8s.io/kubernetes/cmd/kubectl",
                 "./etcd",
             ],
-            tests: &[],
             tags: "",
             linker_flags: format!("-s -w -X k8s.io/component-base/version.gitVersion=v{self}"),
         }
-    }
-
-    /// The storage suite of this version, and what it needs: `suite.test`, `ginkgo` that runs it, and `agnhost` of its pods.
-    pub(crate) async fn ensure_suite(self) -> Result<PathBuf> {
-        let suite = GoModule {
-            packages: &[
-                "github.com/onsi/ginkgo/v2/ginkgo",
-                "k8s.io/kubernetes/test/images/agnhost",
-            ],
-            tests: &["./suite"],
-            ..self.module()
-        };
-        suite.ensure().await
     }
 
     /// Where the programs of this version are kept.

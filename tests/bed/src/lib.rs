@@ -41,8 +41,6 @@ mod pki;
 mod quarry;
 mod state;
 mod step;
-mod storage_suite;
-mod suite_report;
 mod udev;
 
 use std::{env, path::PathBuf};
